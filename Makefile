@@ -1,0 +1,44 @@
+# make demo   sets everything up, then runs one real transfer and prints the table
+# make test   sets everything up, then passes the tests
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export RAY_AUTH_MODE ?= disabled
+TORCH := torch==2.13.0
+# Only this one command may need PyTorch's index of CPU wheels: set e.g. TORCH_INDEX=--extra-index-url=<url>
+TORCH_INDEX ?=
+
+.PHONY: setup demo test check format bench clean
+
+setup: $(VENV)/.ready
+
+# The lock holds every package but torch, and none of vLLM's audio and video ones, whose builds for
+# CUDA break an import of transformers beside a CPU torch.
+$(VENV)/.ready: requirements/cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python ray_jobs/transfer.py
+
+test: setup
+	$(BIN)/python -m pytest tests/core tests/models tests/tasks tests/stages tests/zoo
+	$(BIN)/python -m pytest tests/engine
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf work .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,307 @@
+"""Every setting of a transfer: typed, frozen, unknown keys refused.
+
+A configuration is made of three layers, later ones winning: the defaults below, YAML files, and
+dotted overrides from the command line (`pairing.strategy=interpolated loss.alpha=0.3`).
+
+Layer numbers in a configuration are the paper's: 1 is the shallowest layer.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semalign.errors import UserError, nearest
+
+TaskName = Literal["mmlu", "gsm8k", "humaneval", "mbpp"]
+Interface = Literal["mlp", "attn", "both"]
+Positions = Literal["all", "answer"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Layer = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of every section: keyword-only, frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Data(Settings):
+    """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published benchmark's schema."""
+
+    root: str = "zoo/data"
+    task: TaskName = "gsm8k"
+    train_split: str = "train"
+    attribution_split: str = "extract"
+    train_limit: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=2)] = 1024
+
+
+class Attribution(Settings):
+    """Which teacher layers carry the task (section 4.1)."""
+
+    granularity: Literal["block", "attn", "mlp"] = "block"
+    aggregation: Literal["abs_sum", "sum"] = "abs_sum"
+    top_n: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+
+class Pairing(Settings):
+    """Which student layer learns from which teacher layer (section 4.1)."""
+
+    strategy: str = "attributed"
+    explicit: tuple[tuple[Layer, Layer], ...] | None = None
+
+
+class Extraction(Settings):
+    """What of the teacher is stored, and the actors that compute it.
+
+    `layers` stores teacher layers beside the ones the pairs need; `store` names a folder instead of
+    the one derived from the content.
+    """
+
+    interface: Interface = "mlp"
+    positions: Positions = "all"
+    layers: tuple[Layer, ...] = ()
+    dtype: Dtype = "bfloat16"
+    store: str | None = None
+    shard_examples: Annotated[int, Field(ge=1)] = 256
+    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    num_actors: Annotated[int, Field(ge=1)] = 1
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    device_map: str | None = None
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+
+
+class Alignment(Settings):
+    """From the teacher's space to the student's (Eq. 1-2); `top_k` keeps the k strongest atoms."""
+
+    map: Literal["cosine", "dual"] = "cosine"
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+    @model_validator(mode="after")
+    def _top_k_needs_coefficients(self) -> Alignment:
+        if self.top_k is not None and self.map == "dual":
+            raise ValueError("top_k chooses among Eq. 1's coefficients: it needs map=cosine")
+        return self
+
+
+class Loss(Settings):
+    """Eq. 5: alpha * L_cos + beta * L_CE. A zero weight switches the term off (a control)."""
+
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Loss:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: there is nothing to learn")
+        return self
+
+
+class Lora(Settings):
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[int, Field(ge=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
+
+    @property
+    def scaling_alpha(self) -> int:
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
+class Training(Settings):
+    """The single-layer update (section 4.3); `epochs` and `lr` default to Table 5 by task.
+
+    `batch_size` is the global batch: it does not depend on the number of workers.
+    """
+
+    adapter: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    micro_batch_size: Annotated[int, Field(ge=1)] = 16
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    num_workers: Annotated[int, Field(ge=1)] = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    use_gpu: bool = False
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+
+class Sandbox(Settings):
+    """Limits on generated code; tier 1 isolates most, 3 least."""
+
+    timeout_s: Annotated[float, Field(gt=0)] = 3.0
+    memory_mb: Annotated[int, Field(ge=64)] = 512
+    min_tier: Annotated[int, Field(ge=1, le=3)] = 3
+    num_workers: Annotated[int, Field(ge=1)] = 2
+
+
+class Evaluation(Settings):
+    """What is scored, and the vLLM engines that generate."""
+
+    tasks: tuple[TaskName, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
+    splits: tuple[str, ...] = ("dev", "test")
+    root: str | None = None
+    num_engines: Annotated[int, Field(ge=1)] = 1
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    max_model_len: Annotated[int, Field(ge=16)] = 1024
+    kv_cache_gb: Annotated[float, Field(gt=0)] = 1.0
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    batch_items: Annotated[int, Field(ge=1)] = 200
+    sandbox: Sandbox = Sandbox()
+
+
+class Tracking(Settings):
+    """MLflow. The default database is `<workdir>/mlflow.db`."""
+
+    uri: str | None = None
+    experiment: str = "semalign"
+    run_name: str | None = None
+
+
+class Cluster(Settings):
+    """The Ray cluster to join; none given, that of RAY_ADDRESS, or a local one for this run.
+
+    `autoscaling` lets a run wait for nodes that do not exist yet, instead of refusing.
+    """
+
+    address: str | None = None
+    autoscaling: bool = False
+
+
+class Config(Settings):
+    """One transfer, wholly described."""
+
+    teacher: str = "zoo/teacher"
+    student: str = "zoo/student"
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+    workdir: str = "work"
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: Data = Data()
+    attribution: Attribution = Attribution()
+    pairing: Pairing = Pairing()
+    extraction: Extraction = Extraction()
+    alignment: Alignment = Alignment()
+    loss: Loss = Loss()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @property
+    def epochs(self) -> int:
+        """Table 5, unless given."""
+        return self.training.epochs or (3 if self.data.task == "humaneval" else 5)
+
+    @property
+    def lr(self) -> float:
+        """Table 5, unless given."""
+        return self.training.lr or (3e-5 if self.data.task == "humaneval" else 3e-4)
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        both = self.extraction.interface == "both"
+        return ("attn", "mlp") if both else (self.extraction.interface,)
+
+    @property
+    def work(self) -> Path:
+        return Path(self.workdir)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
+
+
+def resolve(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
+    """Defaults <- YAML files <- dotted `key=value` overrides; `workdir` made absolute.
+
+    Raises UserError naming the key or file and the nearest valid choice.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        _merge(tree, _read_yaml(Path(file)))
+    for override in overrides:
+        _merge(tree, parse_override(override))
+    config = validate(tree)
+    return config.model_copy(update={"workdir": str(Path(config.workdir).expanduser().resolve())})
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=v` -> {"a": {"b": v}}, v read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}': expected key=value, e.g. loss.alpha=0.3")
+    try:
+        node: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: '{value}' is not a YAML value ({error})") from None
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    return node
+
+
+def validate(tree: Mapping[str, Any]) -> Config:
+    """A Config from a nested mapping; the first problem becomes one UserError."""
+    _refuse_unknown(Config, tree, ())
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        context = problem.get("ctx") or {}
+        if problem["type"] == "literal_error":
+            choices = [c.strip(" '") for c in context["expected"].replace(" or ", ", ").split(",")]
+            message = nearest(str(given), choices)
+        raise UserError(f"{key}={given!r}: {message}") from None
+
+
+def _refuse_unknown(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> None:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{'.'.join(path) or 'configuration'}={tree!r}: expected a mapping of keys")
+    for key, value in tree.items():
+        field = model.model_fields.get(str(key))
+        where = ".".join((*path, str(key)))
+        if field is None:
+            raise UserError(f"{where}: unknown key; {nearest(str(key), model.model_fields)}")
+        kind = field.annotation
+        if isinstance(kind, type) and typing.get_origin(kind) is None:
+            if issubclass(kind, BaseModel):
+                _refuse_unknown(kind, value, (*path, str(key)))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not YAML ({error})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: expected a mapping of keys at the top level")
+    return tree
+
+
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value

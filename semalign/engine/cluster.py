@@ -1,0 +1,81 @@
+"""Joining a Ray cluster, and refusing at once what it cannot hold."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from semalign.config import Config
+from semalign.errors import UserError
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address`, at RAY_ADDRESS, or start one here; leave a started one closed.
+
+    A job submitted to a cluster has RAY_ADDRESS set. A cluster of our own listens on the loopback
+    interface only.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
+    ours = address is None and "RAY_ADDRESS" not in os.environ
+    settings = {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if ours else {}
+    try:
+        ray.init(address, logging_level=logging.WARNING, **settings)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there ({error})"
+        ) from None
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources() -> dict[str, float]:
+    """CPUs, GPUs and bytes of memory of the whole cluster that this process has joined."""
+    return {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU", "memory")}
+
+
+def check_resources(config: Config, available: dict[str, float]) -> None:
+    """Raise UserError when a stage wants more CPUs or GPUs than there are in all.
+
+    Ray would wait for ever for resources that do not exist.
+    """
+    if config.cluster.autoscaling:
+        return
+    extraction, training, evaluation = config.extraction, config.training, config.evaluation
+    wanted = {
+        "extraction.num_actors": (
+            extraction.num_actors,
+            extraction.num_cpus,
+            extraction.num_gpus,
+        ),
+        "training.num_workers": (
+            training.num_workers,
+            training.cpus_per_worker,
+            int(training.use_gpu),
+        ),
+        "evaluation.num_engines": (
+            evaluation.num_engines,
+            evaluation.num_cpus,
+            evaluation.num_gpus * evaluation.tensor_parallel_size,
+        ),
+    }
+    for key, (count, cpus, gpus) in wanted.items():
+        for resource, each in (("CPU", cpus), ("GPU", gpus)):
+            if count * each > available[resource]:
+                raise UserError(
+                    f"{key}={count}: needs {count * each:g} {resource}s, the cluster has "
+                    f"{available[resource]:g}; ask for fewer (cluster.autoscaling=true waits for "
+                    "nodes to come)"
+                )

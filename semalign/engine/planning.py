@@ -1,0 +1,105 @@
+"""`--plan`: what a transfer would do and cost, said without loading a weight."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from semalign.config import Config
+from semalign.core.pairing import Pair, pair_layers
+from semalign.engine.cluster import check_resources, cluster_resources, connect
+from semalign.errors import UserError
+from semalign.stages.inputs import Inputs, load_inputs
+from semalign.stages.plan import Plan, make_plan
+
+INDEPENDENT = ("explicit", "last")  # strategies that do not look at the attribution
+
+
+def show_plan(config: Config) -> None:
+    """Print the plan. Raises UserError when the cluster cannot hold it."""
+    inputs = load_inputs(config)
+    plan = make_plan(config, inputs, known_pairs(config, inputs))
+    _print(config, plan)
+    available = _available(config)
+    check_resources(config, available)
+    greediest = max(plan.steps, key=lambda step: step.memory * step.actors)
+    on_gpu = greediest.gpus > 0
+    if not on_gpu and greediest.memory * greediest.actors > available["memory"]:
+        raise UserError(
+            f"{greediest.name}: needs about {_bytes(greediest.memory * greediest.actors)} of memory, "
+            f"the cluster has {_bytes(available['memory'])}; use fewer actors or a smaller dtype"
+        )
+
+
+def known_pairs(config: Config, inputs: Inputs) -> tuple[Pair, ...] | None:
+    """The pairs, if they can be told without attributing."""
+    if config.pairing.strategy not in INDEPENDENT:
+        return None
+    return tuple(
+        pair_layers(
+            config.pairing.strategy,
+            num_teacher_layers=inputs.teacher.num_hidden_layers,
+            num_student_layers=inputs.student.num_hidden_layers,
+            critical=[],
+            seed=config.seed,
+            explicit=list(config.pairing.explicit or ()),
+        )
+    )
+
+
+def _available(config: Config) -> dict[str, float]:
+    """Of the cluster that a run would join; of this machine when there is none."""
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        gpus = torch.cuda.device_count()
+        return {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus), "memory": float(memory)}
+    with connect(config.cluster.address):
+        return cluster_resources()
+
+
+def _print(config: Config, plan: Plan) -> None:
+    console = Console(soft_wrap=True)
+    for role, path, shape in (
+        ("teacher", config.teacher, plan.teacher),
+        ("student", config.student, plan.student),
+    ):
+        console.print(
+            f"{role} {path}: {shape.layers} layers of width {shape.width}, vocabulary "
+            f"{shape.vocabulary}, {shape.weights / 1e6:.1f}M weights"
+        )
+    console.print(f"vocabulary overlap {plan.overlap:.2%}")
+    console.print(
+        f"{plan.examples} training examples, {plan.tokens} tokens, {plan.positions} stored positions"
+    )
+    if plan.pairs is None:
+        console.print("pairs: decided by attribution; the figures below are upper bounds")
+    for pair in plan.pairs or ():
+        console.print(f"pair: {pair}")
+    table = Table(
+        "stage", "operations", "share", "disk", "memory / actor", "actors", "GPUs / actor"
+    )
+    total = sum(step.operations for step in plan.steps)
+    for step in plan.steps:
+        table.add_row(
+            step.name,
+            f"{step.operations:.2e}",
+            f"{step.operations / total:.1%}",
+            _bytes(step.disk) if step.disk else "",
+            _bytes(step.memory),
+            str(step.actors),
+            f"{step.gpus:g}",
+        )
+    table.add_row("total", f"{total:.2e}", "", _bytes(sum(step.disk for step in plan.steps)))
+    console.print(table)
+    console.print("evaluation is estimated from the training set's mean length")
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,81 @@
+"""The parts of a transfer that run on a cluster's workers, one function each."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from semalign.config import Config
+from semalign.engine.training import HISTORY
+from semalign.stages.job import ModelSpec, TrainJob
+from semalign.stages.store import sha256, write_json
+
+
+@ray.remote(max_retries=2)
+def attribute(
+    spec: ModelSpec, device_map: str | None, tokens: list[Any], **how: Any
+) -> list[float]:
+    import torch
+
+    from semalign.models.layers import find_decoder, verify_structure
+    from semalign.models.loading import load_model
+    from semalign.stages import attribute as stage
+
+    torch.set_num_threads(_threads())
+    model = load_model(
+        spec.path,
+        dtype=spec.dtype,
+        device="cuda" if ray.get_gpu_ids() and device_map is None else None,
+        device_map=device_map,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    verify_structure(find_decoder(model))
+    return stage.attribute(model, tokens, **how)
+
+
+@ray.remote(max_retries=2)
+def build_transport(
+    student: ModelSpec, teacher: ModelSpec, ids: tuple[Any, Any], file: str, **how: Any
+) -> None:
+    import torch
+
+    from semalign.models.heads import read_lm_head
+    from semalign.stages.align import Transport
+
+    torch.set_num_threads(_threads())
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    heads = [
+        read_lm_head(spec.path, trust_remote_code=spec.trust_remote_code)[rows].to(device)
+        for spec, rows in zip((student, teacher), ids, strict=True)
+    ]
+    Transport.build(heads[0], heads[1], **how).to(torch.device("cpu")).save(Path(file))
+
+
+def _threads() -> int:
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
+def publish(job: TrainJob, checkpoint: Path, folder: Path, config: Config) -> None:
+    """The trained weights beside their configuration; a whole layer's also merged; manifest last."""
+    from semalign.models.adapters import merge_adapter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copytree(checkpoint / "adapter", folder / "adapter")
+    shutil.copy(checkpoint / HISTORY, folder / HISTORY)
+    if job.adapter == "full":
+        merge_adapter(job.student.path, folder / "adapter", folder / "student")
+    weights = next((folder / "adapter").glob("*.safetensors"))
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    write_json(
+        folder / "manifest.json",
+        {
+            "adapter": job.adapter,
+            "sha256": sha256(weights),
+            "pairs": [str(pair) for pair in job.pairs],
+            "epochs": config.epochs,
+        },
+    )

@@ -1,0 +1,273 @@
+"""The steps of a transfer on a Ray cluster: attribute, pair, extract, align, train.
+
+Every step leaves a file named by what determines it and skips its work when that file is there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from semalign.config import Config
+from semalign.core.attribution import critical_layers
+from semalign.core.pairing import Pair, pair_layers, paper_number
+from semalign.engine import remote
+from semalign.engine.extraction import ActorShape, extract
+from semalign.engine.training import WorkerShape, fit
+from semalign.models.loading import model_fingerprint, tokenizer_fingerprint
+from semalign.stages.align import columns_of
+from semalign.stages.data import Tokens, fingerprint
+from semalign.stages.inputs import Inputs, content_key
+from semalign.stages.job import ModelSpec, TrainJob
+from semalign.stages.store import ActivationStore, Column, Identity, write_json
+from semalign.stages.train import Hyperparameters
+
+
+@dataclass
+class Steps:
+    """A transfer under way: its inputs, the fingerprints that name its files, what it made."""
+
+    config: Config
+    inputs: Inputs
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        trust = config.trust_remote_code
+        self.teacher = ModelSpec(path=config.teacher, dtype=config.dtype, trust_remote_code=trust)
+        self.student = ModelSpec(path=config.student, dtype=config.dtype, trust_remote_code=trust)
+        self.prints = {
+            name: (model_fingerprint(path), tokenizer_fingerprint(path))
+            for name, path in (("teacher", config.teacher), ("student", config.student))
+        }
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[list[str]]:
+        """Time a stage and print its one line; what is appended to the list goes on the line."""
+        notes: list[str] = []
+        start = time.monotonic()
+        yield notes
+        self.seconds[name] = time.monotonic() - start
+        print(f"[{name}] {self.seconds[name]:.1f} s  {'; '.join(notes)}", flush=True)
+
+    @property
+    def gpu_shape(self) -> dict[str, float]:
+        extraction = self.config.extraction
+        return {"num_cpus": extraction.num_cpus, "num_gpus": extraction.num_gpus}
+
+    def attribute(self) -> list[float]:
+        """One score a teacher layer (section 4.1), from the attribution split."""
+        settings = self.config.attribution
+        how = {"granularity": settings.granularity, "aggregation": settings.aggregation}
+        tokens = self.inputs.attribution_teacher
+        key = content_key(
+            "attribution", self.prints["teacher"], fingerprint(tokens), how, self.config.dtype
+        )
+        file = self.config.work / "attributions" / f"{key}.json"
+        with self.stage("attribute") as notes:
+            if file.exists():
+                scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
+                notes.append("already there")
+            else:
+                task = remote.attribute.options(**self.gpu_shape)
+                scores = ray.get(
+                    task.remote(
+                        self.teacher,
+                        self.config.extraction.device_map,
+                        tokens,
+                        batch_size=settings.batch_size,
+                        **how,
+                    )
+                )
+                write_json(file, {**how, "layer_numbers": "from 0", "scores": scores})
+            notes.append(f"{len(tokens)} examples, {settings.granularity}, {settings.aggregation}")
+        return list(scores)
+
+    def pair(self, scores: Sequence[float]) -> tuple[Pair, ...]:
+        """The pairs to train (section 4.1)."""
+        pairing = self.config.pairing
+        with self.stage("pair") as notes:
+            pairs = pair_layers(
+                pairing.strategy,
+                num_teacher_layers=self.inputs.teacher.num_hidden_layers,
+                num_student_layers=self.inputs.student.num_hidden_layers,
+                critical=critical_layers(list(scores), self.config.attribution.top_n),
+                seed=self.config.seed,
+                explicit=list(pairing.explicit) if pairing.explicit else None,
+            )
+            notes.append(pairing.strategy)
+            notes += [str(pair) for pair in pairs]
+        return tuple(pairs)
+
+    def extract(self, pairs: Sequence[Pair]) -> tuple[ActivationStore, ActivationStore]:
+        """The teacher's sublayer outputs, and the student's input to its first trained layer."""
+        config, inputs = self.config, self.inputs
+        teacher_columns = [Column(*c) for c in columns_of(pairs, config.interfaces)] + [
+            Column(layer, name) for layer in inputs.extra_layers for name in config.interfaces
+        ]
+        stores = []
+        for name, spec, tokens, columns, positions, dtype, width in (
+            (
+                "extract",
+                self.teacher,
+                inputs.train_teacher,
+                teacher_columns,
+                config.extraction.positions,
+                config.extraction.dtype,
+                inputs.teacher.hidden_size,
+            ),
+            (
+                "prefix",
+                self.student,
+                inputs.train,
+                [Column(min(pair.student for pair in pairs), "input")],
+                "all",
+                config.dtype,
+                inputs.student.hidden_size,
+            ),
+        ):
+            with self.stage(name) as notes:
+                model = "teacher" if name == "extract" else "student"
+                identity = self._identity(model, tokens, positions, dtype, width)
+                store = ActivationStore(self._store_path(name, identity), identity)
+                made = extract(spec, tokens, store, columns, self._actor_shape())
+                layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in made)
+                notes.append(
+                    f"{model} layers computed (counted from 1): {layers}"
+                    if made
+                    else f"{model} activations already there, skipped"
+                )
+                notes.append(f"{store.bytes(columns) / 1e6:.1f} MB in {store.path}")
+                stores.append(store)
+        return stores[0], stores[1]
+
+    def align(self) -> Path:
+        """The map from the teacher's space to the student's (Eq. 1-2), as a file."""
+        alignment = self.config.alignment
+        how = {"map": alignment.map, "top_k": alignment.top_k}
+        key = content_key("transport", self.prints, how)
+        file = self.config.work / "transports" / f"{key}.safetensors"
+        with self.stage("align") as notes:
+            shared = len(self.inputs.overlap.student_ids)
+            if file.exists():
+                notes.append("already there")
+            else:
+                ids = (self.inputs.overlap.student_ids, self.inputs.overlap.teacher_ids)
+                ray.get(
+                    remote.build_transport.options(**self.gpu_shape).remote(
+                        self.student, self.teacher, ids, str(file), **how
+                    )
+                )
+            notes.append(f"{alignment.map} map over {shared} shared tokens")
+            notes.append(f"vocabulary overlap {self.inputs.overlap.fraction:.2%} of the student's")
+        return file
+
+    def train(
+        self,
+        pairs: tuple[Pair, ...],
+        stores: tuple[ActivationStore, ActivationStore],
+        transport: Path,
+        tracker: Any,
+    ) -> Path:
+        """The folder of the finished transfer, with its adapter (or its whole student)."""
+        config, training = self.config, self.config.training
+        job = TrainJob(
+            student=self.student,
+            pairs=pairs,
+            interfaces=config.interfaces,
+            adapter=training.adapter,
+            lora=training.lora,
+            settings=self._hyperparameters(),
+            transport=str(transport),
+            teacher_store=(str(stores[0].path), stores[0].identity),
+            prefix_store=(str(stores[1].path), stores[1].identity),
+        )
+        key = content_key(
+            asdict(job.settings),
+            pairs,
+            job.interfaces,
+            job.adapter,
+            job.lora.model_dump(),
+            transport.name,
+            stores[0].identity.key,
+            stores[1].identity.key,
+        )
+        folder = config.work / "transfers" / key
+        shape = WorkerShape(
+            num_workers=training.num_workers,
+            cpus_per_worker=training.cpus_per_worker,
+            use_gpu=training.use_gpu,
+            max_failures=training.max_failures,
+        )
+        with self.stage("train") as notes:
+            if (folder / "manifest.json").exists():
+                notes.append("already there")
+            else:
+                checkpoint = fit(
+                    job,
+                    self.inputs.train,
+                    shape,
+                    folder=config.work / "training",
+                    name=key,
+                    tracker=tracker,
+                )
+                remote.publish(job, checkpoint, folder, config)
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            notes.append(f"{config.epochs} epochs, {training.num_workers} worker(s)")
+            notes.append(f"adapter sha256 {manifest['sha256'][:16]}")
+        return folder
+
+    def _hyperparameters(self) -> Hyperparameters:
+        config, training = self.config, self.config.training
+        return Hyperparameters(
+            epochs=config.epochs,
+            lr=config.lr,
+            batch_size=training.batch_size,
+            micro_batch_size=training.micro_batch_size,
+            alpha=config.loss.alpha,
+            beta=config.loss.beta,
+            weight_decay=training.weight_decay,
+            warmup_ratio=training.warmup_ratio,
+            max_grad_norm=training.max_grad_norm,
+            positions=config.extraction.positions,
+            seed=config.seed,
+        )
+
+    def _identity(
+        self, model: str, tokens: list[Tokens], positions: str, dtype: str, width: int
+    ) -> Identity:
+        return Identity(
+            model=self.prints[model][0],
+            tokenizer=self.prints[model][1],
+            dataset=fingerprint(tokens),
+            examples=len(tokens),
+            positions=positions,
+            dtype=dtype,
+            compute_dtype=self.config.dtype,
+            width=width,
+            shard_examples=self.config.extraction.shard_examples,
+        )
+
+    def _store_path(self, name: str, identity: Identity) -> Path:
+        given = self.config.extraction.store
+        if name == "extract" and given is not None:
+            return Path(given).expanduser().resolve()
+        return self.config.work / "stores" / identity.key
+
+    def _actor_shape(self) -> ActorShape:
+        extraction = self.config.extraction
+        return ActorShape(
+            num_actors=extraction.num_actors,
+            num_cpus=extraction.num_cpus,
+            num_gpus=extraction.num_gpus,
+            device_map=extraction.device_map,
+            max_restarts=extraction.max_restarts,
+            batch_tokens=extraction.batch_tokens,
+        )

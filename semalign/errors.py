@@ -1,0 +1,25 @@
+"""The one error a user can mend, and the hint that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: one line that names the key or file, what was expected and the nearest valid choice.
+
+    Entry points print the message and exit with status 2; everything else is a defect of ours.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The valid choice closest to `name`, as the end of a sentence; all of them if none is close."""
+    options = sorted(str(choice) for choice in choices)
+    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"expected one of: {', '.join(options) or '(none)'}"

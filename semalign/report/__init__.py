@@ -1,0 +1,1 @@
+"""Tables and figures from recorded runs; no numbers are made here."""

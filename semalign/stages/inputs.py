@@ -1,0 +1,119 @@
+"""What a transfer starts from, read without loading a weight: configurations, tokens, vocabularies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semalign.config import Config
+from semalign.core.pairing import STRATEGIES, code_index
+from semalign.errors import UserError, nearest
+from semalign.models.loading import (
+    Overlap,
+    load_config,
+    load_tokenizer,
+    vocabulary_overlap,
+)
+from semalign.stages.data import Tokens, data_root, tokenise, translate
+from semalign.tasks import load_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Both models' configurations and the examples, as the student's and as the teacher's ids."""
+
+    teacher: Any
+    student: Any
+    overlap: Overlap
+    train: list[Tokens]
+    train_teacher: list[Tokens]
+    attribution_teacher: list[Tokens]
+    extra_layers: tuple[int, ...]
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Read and check everything that can be checked before weights are loaded.
+
+    Raises UserError for missing models, data or splits, a vocabulary overlap below
+    `alignment.min_overlap`, an unknown pairing strategy, and layers out of range.
+    """
+    trust = config.trust_remote_code
+    teacher = load_config(config.teacher, trust_remote_code=trust).get_text_config()
+    student = load_config(config.student, trust_remote_code=trust).get_text_config()
+    _check_layers(config, teacher.num_hidden_layers, student.num_hidden_layers)
+    tokenizer = load_tokenizer(config.student, trust_remote_code=trust)
+    overlap = vocabulary_overlap(
+        tokenizer,
+        load_tokenizer(config.teacher, trust_remote_code=trust),
+        student_rows=student.vocab_size,
+        teacher_rows=teacher.vocab_size,
+    )
+    if overlap.fraction < config.alignment.min_overlap or not len(overlap.student_ids):
+        raise UserError(
+            f"alignment.min_overlap={config.alignment.min_overlap}: only {overlap.fraction:.1%} of "
+            f"the tokens of {config.student} are in the vocabulary of {config.teacher}; expected "
+            "models of one family"
+        )
+    root = data_root(config.data.root)
+    data = config.data
+    splits = {}
+    for split in (data.train_split, data.attribution_split):
+        examples = load_split(root, data.task, split)
+        if split == data.train_split and data.train_limit:
+            examples = examples[: data.train_limit]
+        splits[split] = tokenise(examples, tokenizer, max_length=data.max_length)
+    for split in config.evaluation.splits:
+        for task in config.evaluation.tasks:
+            load_split(data_root(config.evaluation.root or data.root), task, split)
+    train = splits[data.train_split]
+    return Inputs(
+        teacher=teacher,
+        student=student,
+        overlap=overlap,
+        train=train,
+        train_teacher=translate(train, overlap.student_to_teacher),
+        attribution_teacher=translate(splits[data.attribution_split], overlap.student_to_teacher),
+        extra_layers=tuple(code_index(number) for number in config.extraction.layers),
+    )
+
+
+def _check_layers(config: Config, teacher_layers: int, student_layers: int) -> None:
+    pairing = config.pairing
+    if pairing.strategy not in STRATEGIES:
+        hint = nearest(pairing.strategy, STRATEGIES)
+        raise UserError(f"pairing.strategy={pairing.strategy}: {hint}")
+    if pairing.strategy == "explicit" and not pairing.explicit:
+        raise UserError("pairing.explicit: the explicit strategy needs pairs, e.g. [[6, 4]]")
+    for teacher, student in pairing.explicit or ():
+        _in_range("pairing.explicit: teacher", teacher, teacher_layers)
+        _in_range("pairing.explicit: student", student, student_layers)
+    for number in config.extraction.layers:
+        _in_range("extraction.layers: teacher", number, teacher_layers)
+    _in_range("attribution.top_n: the number of", config.attribution.top_n, teacher_layers)
+
+
+def _in_range(what: str, number: int, count: int) -> None:
+    if not 1 <= number <= count:
+        raise UserError(f"{what} layer {number} is out of range; expected 1..{count}")
+
+
+def content_key(*parts: Any) -> str:
+    """A short name for whatever determines a result; equal parts give equal names."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_writable(folder: Path) -> None:
+    """Make the work folder; UserError when it cannot be written."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"workdir={folder}: cannot be written ({error.strerror}); choose a folder you own"
+        ) from None
