@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
-export RAY_AUTH_MODE ?= disabled
 TORCH := torch==2.13.0
 # Only this one command may need PyTorch's index of CPU wheels: set e.g. TORCH_INDEX=--extra-index-url=<url>
 TORCH_INDEX ?=

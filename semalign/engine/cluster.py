@@ -13,12 +13,19 @@ from semalign.config import Config
 from semalign.errors import UserError
 
 
+LOOPBACK = {
+    "include_dashboard": True,
+    "dashboard_host": "127.0.0.1",
+    "_node_ip_address": "127.0.0.1",
+}
+
+
 @contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster at `address`, at RAY_ADDRESS, or start one here; leave a started one closed.
 
     A job submitted to a cluster has RAY_ADDRESS set. A cluster of our own listens on the loopback
-    interface only.
+    interface only, and has `num_cpus` CPUs (default: those of this machine).
     """
     if ray.is_initialized():
         yield
@@ -26,7 +33,7 @@ def connect(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
     ours = address is None and "RAY_ADDRESS" not in os.environ
-    settings = {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if ours else {}
+    settings = {**LOOPBACK, "num_cpus": num_cpus} if ours else {}
     try:
         ray.init(address, logging_level=logging.WARNING, **settings)
     except (ConnectionError, ValueError) as error:

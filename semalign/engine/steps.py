@@ -135,7 +135,7 @@ class Steps:
         ):
             with self.stage(name) as notes:
                 model = "teacher" if name == "extract" else "student"
-                identity = self._identity(model, tokens, positions, dtype, width)
+                identity = self.identity(model, tokens, positions, dtype, width)
                 store = ActivationStore(self._store_path(name, identity), identity)
                 made = extract(spec, tokens, store, columns, self._actor_shape())
                 layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in made)
@@ -240,7 +240,7 @@ class Steps:
             seed=config.seed,
         )
 
-    def _identity(
+    def identity(
         self, model: str, tokens: list[Tokens], positions: str, dtype: str, width: int
     ) -> Identity:
         return Identity(

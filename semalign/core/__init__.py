@@ -1,0 +1,1 @@
+"""The paper's mathematics: tensors and keyword scalars in, tensors out."""

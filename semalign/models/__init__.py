@@ -1,0 +1,1 @@
+"""Hugging Face causal language models seen as stacks of layers: load, look inside, adapt."""

@@ -1,0 +1,189 @@
+"""Train layer k alone, by LoRA or in full; save what was trained, load it, merge it.
+
+Layer numbers are 0-based. A LoRA is saved in the standard PEFT layout (plain peft and vLLM load
+it); a fully trained layer as its own weights beside a note of the model they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from semalign.core.pairing import paper_number
+from semalign.errors import UserError, nearest
+from semalign.models.layers import find_decoder
+from semalign.models.loading import load_model, resolve
+
+LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
+_LAYER_WEIGHTS = "layer_weights.safetensors"
+_LAYER_NOTE = "layer_weights.json"
+
+
+def lora_on_layers(
+    model: nn.Module,
+    layers: list[int],
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: tuple[str, ...] | list[str] = LORA_TARGETS,
+    seed: int = 0,
+) -> PeftModel:
+    """Freeze the model and put LoRA on the linear modules of these layers alone.
+
+    **Arguments**: `alpha` defaults to 2 rank. The same seed gives the same initial adapter, and
+    leaves torch's own random state alone.
+
+    **Raises** `UserError` if a layer is out of range or has no such linear module.
+    """
+    decoder = find_decoder(model)
+    for layer in layers:
+        _check_layer(layer, len(decoder.layers))
+        linear = {
+            name.split(".")[-1]
+            for name, module in decoder.layers[layer].named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        for target in target_modules:
+            if target not in linear:
+                raise UserError(
+                    f"LoRA target '{target}' is no linear module of layer {paper_number(layer)} "
+                    f"(counted from 1): {nearest(target, linear)}"
+                )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(target_modules),
+        layers_to_transform=sorted(layers),
+        layers_pattern="layers",
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # PEFT initialises on the CPU
+        return get_peft_model(model, config)
+
+
+def full_layers(model: nn.Module, layers: list[int]) -> nn.Module:
+    """Freeze the model but all parameters of these layers; returns the same model."""
+    decoder = find_decoder(model)
+    model.requires_grad_(False)
+    for layer in layers:
+        _check_layer(layer, len(decoder.layers))
+        decoder.layers[layer].requires_grad_(True)
+    return model
+
+
+def _check_layer(layer: int, num_layers: int) -> None:
+    if not 0 <= layer < num_layers:
+        number = paper_number(layer)
+        raise UserError(
+            f"student layer {number} is out of range: the student has layers 1..{num_layers}"
+        )
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the trainable parameters by name, on the CPU: what a checkpoint has to hold."""
+    return {
+        name: parameter.detach().cpu().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy a `trainable_state` back in place.
+
+    **Raises** `UserError` if the names or shapes are not those of the model's trainable parameters.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if differing := sorted(trainable.keys() ^ state.keys()):
+        raise UserError(f"the checkpoint was made with other trainable parameters: {differing[0]}")
+    for name, parameter in trainable.items():
+        if parameter.shape != state[name].shape:
+            raise UserError(
+                f"the checkpoint's {name} has shape {tuple(state[name].shape)}, "
+                f"the model's {tuple(parameter.shape)}"
+            )
+        parameter.copy_(state[name])
+
+
+def save_adapter(model: nn.Module, path: str | Path, base_path: str | Path) -> None:
+    """Save what was trained into the folder `path`, naming `base_path` as the model it belongs to.
+
+    LoRA: adapter_config.json and adapter_model.safetensors. Full layers: layer_weights.safetensors
+    and layer_weights.json. The bytes depend on nothing but the weights and the settings.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not isinstance(model, PeftModel):
+        save_file(trainable_state(model), path / _LAYER_WEIGHTS, metadata={"format": "pt"})
+        note = {"base_model_name_or_path": str(base_path)}
+        (path / _LAYER_NOTE).write_text(json.dumps(note, indent=2) + "\n")
+        return
+    model.peft_config["default"].base_model_name_or_path = str(base_path)
+    model.save_pretrained(str(path), save_embedding_layers=False)
+    (path / "README.md").unlink()  # PEFT's model card, an empty form
+    config_file = path / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set: any order
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
+    """Put a saved adapter onto its base model (in memory), frozen, ready to run.
+
+    **Raises** `UserError` if the folder holds no adapter, or one of another model's shapes.
+    """
+    path = Path(path)
+    if (path / "adapter_config.json").is_file():
+        try:
+            return PeftModel.from_pretrained(model, str(path))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"adapter '{path}' does not fit the model: {reason}") from error
+    if not (path / _LAYER_WEIGHTS).is_file():
+        raise UserError(f"'{path}' holds no adapter: neither adapter_config.json nor {_LAYER_NOTE}")
+    weights = load_file(path / _LAYER_WEIGHTS)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if name not in parameters or parameters[name].shape != weight.shape:
+                raise UserError(f"adapter '{path}' does not fit the model: {name}")
+            parameters[name].copy_(weight)
+    return model
+
+
+def merge_adapter(
+    base_path: str | Path,
+    adapter_path: str | Path,
+    out_path: str | Path,
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Write base + adapter as an ordinary Hugging Face checkpoint, tokenizer included.
+
+    float32 by default: merged in bfloat16 the weights are rounded once more, and the merged model
+    no longer says exactly what base and adapter say at run time.
+    """
+    adapted: Any = load_adapter(load_model(base_path, dtype=dtype), adapter_path)
+    if isinstance(adapted, PeftModel):
+        adapted = adapted.merge_and_unload()
+    out = Path(out_path)
+    adapted.save_pretrained(out)
+    for file in resolve(base_path).iterdir():
+        is_weight_or_config = file.suffix == ".safetensors" or file.name.startswith(
+            ("config.json", "model.safetensors", "generation_config")
+        )
+        if file.is_file() and not is_weight_or_config:
+            shutil.copyfile(file, out / file.name)

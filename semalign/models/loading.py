@@ -1,0 +1,269 @@
+"""Load models and tokenizers, fingerprint them by their content, match their vocabularies."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from semalign.errors import UserError, nearest
+
+_ZOO = Path(__file__).resolve().parents[1] / "zoo"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_VOLATILE_KEYS = {"transformers_version", "_name_or_path", "name_or_path"}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+
+def resolve(path: str | Path) -> Path:
+    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded).
+
+    **Raises** `UserError` if there is no such folder and no hub answers with such a model.
+    """
+    name = str(path)
+    if name.startswith("zoo/"):
+        if (_ZOO / name[4:] / "config.json").is_file():
+            return _ZOO / name[4:]
+        shipped = [f"zoo/{found.parent.name}" for found in _ZOO.glob("*/config.json")]
+        raise UserError(f"model '{name}' is not shipped with semalign: {nearest(name, shipped)}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model folder '{name}' holds no config.json")
+        return folder.resolve()
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"model folder '{name}' does not exist")
+    return _download(name)
+
+
+@lru_cache
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    skip = ["original/*", "consolidated*"]  # a second copy of the weights in another layout
+    try:
+        found = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=skip)
+    except Exception as error:  # offline, unknown, gated, no disk: all end the same for the user
+        raise UserError(
+            f"model '{hub_id}' is neither an existing folder nor available from the model hub "
+            f"({type(error).__name__})"
+        ) from error
+    return Path(found)
+
+
+def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face configuration of the model at `path`.
+
+    **Raises** `UserError` for a missing model or an unreadable config.json.
+    """
+    folder = resolve(path)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder}/config.json cannot be used: {_first_line(error)}") from error
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    num_layers: int | None = None,
+    attn: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A causal language model in evaluation mode, all parameters frozen.
+
+    **Arguments**: `device` puts the whole model there; `device_map="auto"` spreads it over the
+    devices instead. `num_layers` keeps the first so many layers (0-based layers 0..num_layers-1);
+    the weights of deeper ones are never read.
+
+    **Raises** `UserError` for a missing model, an unknown dtype, weights that are absent from the
+    checkpoint (such as a missing LM head), or an architecture that is no causal language model.
+    """
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype '{dtype}' is unknown: {nearest(dtype, _DTYPES)}")
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    if num_layers is not None:
+        _truncate(config.get_text_config(), num_layers, path)
+    folder = resolve(path)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the layers left out are reported as unexpected
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=_DTYPES[dtype],
+            device_map=device_map,
+            attn_implementation=attn,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model '{path}' cannot be loaded: {_first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _check_complete(path, info)
+    if device is not None and device_map is None:
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def _check_complete(path: str | Path, info: dict[str, Any]) -> None:
+    """Refuse what transformers would fill with random weights."""
+    if absent := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model '{path}' is no complete causal language model: its checkpoint lacks {absent[0]}"
+            + (f" and {len(absent) - 1} more tensors" if len(absent) > 1 else "")
+        )
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"model '{path}' does not fit its config.json: {name} has shape {tuple(found)}, "
+            f"expected {tuple(expected)}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _truncate(config: Any, num_layers: int, path: str | Path) -> None:
+    """Shorten the configuration, with every per-layer list in it, to its first `num_layers`."""
+    total = config.num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise UserError(f"model '{path}' has {total} layers, {num_layers} were asked for")
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == total and "layer" in key:
+            setattr(config, key, value[:num_layers])
+    config.num_hidden_layers = num_layers
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer at `path`, padding on the right, with EOS as padding token if it has none.
+
+    **Raises** `UserError` if the folder holds no tokenizer.
+    """
+    folder = resolve(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"no tokenizer can be read from '{path}': {_first_line(error)}") from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_fingerprint(path: str | Path) -> str:
+    """SHA-256 of the configuration (without volatile keys) and of all weight files, as hex.
+
+    Reads every byte once per process and file version: about a minute for 26 GB.
+    """
+    folder = resolve(path)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"model folder '{folder}' holds no *.safetensors weights")
+    return _fingerprint(folder, ("config.json", *(file.name for file in weights)))
+
+
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """SHA-256 of the tokenizer's files, as hex: equal fingerprints give equal token ids."""
+    folder = resolve(path)
+    names = tuple(name for name in _TOKENIZER_FILES if (folder / name).is_file())
+    if not names:
+        raise UserError(f"folder '{folder}' holds no tokenizer files")
+    return _fingerprint(folder, names)
+
+
+def _fingerprint(folder: Path, names: tuple[str, ...]) -> str:
+    digest = sha256()
+    for name in names:
+        stat = (folder / name).stat()
+        content = _file_digest(folder / name, stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{name}:{content}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, _size: int, _mtime_ns: int) -> str:
+    """Digest of one file; JSON configurations canonically and without their volatile keys."""
+    digest = sha256()
+    if file.name in ("config.json", "tokenizer_config.json"):
+        content = json.loads(file.read_text())
+        stable = {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
+        digest.update(json.dumps(stable, sort_keys=True).encode())
+        return digest.hexdigest()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """The tokens two vocabularies share, matched by token string.
+
+    `student_ids[i]` and `teacher_ids[i]` (LongTensors, by ascending student id) are one token.
+    `student_to_teacher` (LongTensor of the student's vocabulary size) is -1 where the teacher has
+    no such token. `fraction` is the share of the student's vocabulary that the teacher has.
+    """
+
+    student_ids: torch.Tensor
+    teacher_ids: torch.Tensor
+    fraction: float
+    student_to_teacher: torch.Tensor
+
+
+def vocabulary_overlap(
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
+    *,
+    student_rows: int | None = None,
+    teacher_rows: int | None = None,
+) -> Overlap:
+    """Match two vocabularies by token string, special and added tokens included.
+
+    **Arguments**: `student_rows`, `teacher_rows` are the LM heads' numbers of rows: a token whose
+    id lies beyond has no semantic basis and does not count.
+    """
+    student = _tokens(student_tokenizer, student_rows)
+    teacher = _tokens(teacher_tokenizer, teacher_rows)
+    pairs = sorted((id_, teacher[token]) for token, id_ in student.items() if token in teacher)
+    student_ids = torch.tensor([pair[0] for pair in pairs], dtype=torch.long)
+    teacher_ids = torch.tensor([pair[1] for pair in pairs], dtype=torch.long)
+    size = student_rows if student_rows is not None else max(student.values(), default=-1) + 1
+    student_to_teacher = torch.full((size,), -1, dtype=torch.long)
+    student_to_teacher[student_ids] = teacher_ids
+    return Overlap(
+        student_ids=student_ids,
+        teacher_ids=teacher_ids,
+        fraction=len(pairs) / max(1, len(student)),
+        student_to_teacher=student_to_teacher,
+    )
+
+
+def _tokens(tokenizer: Any, rows: int | None) -> dict[str, int]:
+    vocabulary = tokenizer.get_vocab()
+    return {token: id_ for token, id_ in vocabulary.items() if rows is None or id_ < rows}

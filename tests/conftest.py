@@ -1,0 +1,59 @@
+"""Fixtures: one Ray cluster a session, and a small random-weight family with the zoo's tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A real Ray with 2 CPUs, on the loopback interface."""
+    import ray
+
+    from semalign.engine.cluster import connect
+
+    with connect(None, num_cpus=2):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`teacher` and `student`: random Llamas of different width and depth, and the zoo's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from semalign.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer("zoo/student")
+    folders = {}
+    for seed, (name, width, layers, heads) in enumerate(
+        [("teacher", 48, 5, 3), ("student", 32, 3, 2)]
+    ):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=1,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        folders[name] = tmp_path_factory.mktemp("family") / name
+        LlamaForCausalLM(config).save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders

@@ -1,0 +1,23 @@
+"""EQUATIONS.md names functions and tests that exist, and every formula of core."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "EQUATIONS.md").read_text())))
+
+
+@pytest.mark.parametrize(("file", "function"), NAMED)
+def test_what_the_table_names_exists(file: str, function: str) -> None:
+    assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_the_table_covers_the_formulas() -> None:
+    for name in ("bases", "alignment", "losses"):
+        source = (ROOT / "semalign" / "core" / f"{name}.py").read_text()
+        formulas = set(re.findall(r"^def ([a-z]\w+)\(", source, re.MULTILINE))
+        assert formulas <= {function for _, function in NAMED}

@@ -1,0 +1,177 @@
+"""The single-layer update: against a literal one, resumed, cut across workers, and diverging."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from semalign.config import Lora
+from semalign.core.pairing import Pair
+from semalign.models.adapters import trainable_state
+from semalign.models.loading import load_model
+from semalign.stages.align import Transport
+from semalign.stages.data import Tokens
+from semalign.stages.extract import extract_shard
+from semalign.stages.job import ModelSpec, TrainJob
+from semalign.stages.prepare import build_tail
+from semalign.stages.store import ActivationStore, Column, Identity
+from semalign.stages.train import (
+    Diverged,
+    Epoch,
+    Hyperparameters,
+    StudentTail,
+    global_batches,
+    learning_rate,
+    train,
+)
+from tests.reference import losses as reference
+
+CPU = torch.device("cpu")
+
+
+def make_store(path: Path, model: Path, tokens: list[Tokens], column: Column, width: int) -> tuple[str, Identity]:
+    identity = Identity(
+        model="m", tokenizer="t", dataset="d", examples=len(tokens), positions="all",
+        dtype="float32", compute_dtype="float32", width=width, shard_examples=4,
+    )  # fmt: skip
+    store = ActivationStore(path, identity)
+    loaded = load_model(model, dtype="float32")
+    for shard, columns in store.missing([column]).items():
+        extract_shard(
+            loaded, store, shard, columns, [tokens[e] for e in store.shard_of(shard)], batch_tokens=500
+        )
+    store.commit([column])
+    return str(path), identity
+
+
+@pytest.fixture(scope="module")
+def job(family: dict[str, Path], tokens: list[Tokens], tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    folder = tmp_path_factory.mktemp("job")
+    transport = folder / "transport.safetensors"
+    torch.manual_seed(0)
+    Transport(torch.randn(32, 48)).save(transport)
+    return TrainJob(
+        student=ModelSpec(path=str(family["student"]), dtype="float32"),
+        pairs=(Pair((3,), (1.0,), 1),),
+        interfaces=("mlp",),
+        adapter="lora",
+        lora=Lora(rank=4),
+        settings=Hyperparameters(
+            epochs=3, lr=1e-2, batch_size=4, micro_batch_size=2, alpha=0.7, beta=1.3
+        ),
+        transport=str(transport),
+        teacher_store=make_store(folder / "t", family["teacher"], tokens, Column(3, "mlp"), 48),
+        prefix_store=make_store(folder / "s", family["student"], tokens, Column(1, "input"), 32),
+    )
+
+
+def run(job: TrainJob, tokens: list[Tokens], **options: object) -> tuple[StudentTail, list[Epoch]]:
+    tail = build_tail(job, tokens, CPU)
+    epochs: list[Epoch] = []
+    train(tail, tokens, job.settings, on_epoch=lambda e, save: epochs.append(e), **options)  # type: ignore[arg-type]
+    return tail, epochs
+
+
+def test_sums_are_equations_3_and_4(job: TrainJob, tokens: list[Tokens], family: dict[str, Path]) -> None:
+    """Against the whole student, example by example, and the literal losses."""
+    tail = build_tail(job, tokens, CPU)
+    cosines, entropy = tail(list(range(len(tokens))))
+    whole = load_model(family["student"], dtype="float32")
+    targets = tail.supervision.targets[0]
+    expected_cosine = expected_entropy = 0.0
+    for e, example in enumerate(tokens):
+        said: dict[str, torch.Tensor] = {}
+        hook = whole.model.layers[1].mlp.register_forward_hook(
+            lambda _m, _a, out, said=said: said.update(mlp=out)
+        )
+        logits = whole(torch.tensor([example.ids])).logits
+        hook.remove()
+        aligned = tail.supervision.transport(targets.rows([e]))
+        every = torch.ones(1, len(example.ids))
+        mean = 1 - reference.cosine_alignment_loss(said["mlp"], aligned[None], every)
+        expected_cosine += mean * len(example.ids)
+        omega = list(range(len(example.ids))[example.supervised_positions])
+        labels = torch.tensor([[*example.ids[1:], 0]])
+        mean = reference.supervised_cross_entropy(logits, labels, omega)
+        expected_entropy += mean * len(omega)
+    assert cosines.item() == pytest.approx(expected_cosine, rel=1e-5)
+    assert entropy.item() == pytest.approx(expected_entropy, rel=1e-5)
+
+
+def test_both_losses_fall_and_only_layer_k_changes(job: TrainJob, tokens: list[Tokens]) -> None:
+    tail, epochs = run(job, tokens)
+    assert epochs[-1].summary()["loss"] < epochs[0].summary()["loss"]
+    assert epochs[-1].summary()["alignment_cosine"] > epochs[0].summary()["alignment_cosine"]
+    assert epochs[-1].summary()["cross_entropy"] < epochs[0].summary()["cross_entropy"]
+    names = trainable_state(tail.model)
+    assert names and all(".layers.1." in name for name in names)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names} == set(Lora().target_modules)
+
+
+def test_micro_batches_do_not_matter(job: TrainJob, tokens: list[Tokens]) -> None:
+    whole = replace(job, settings=replace(job.settings, micro_batch_size=4))
+    _, small = run(job, tokens)
+    _, large = run(whole, tokens)
+    for a, b in zip(small, large, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-5)
+
+
+def test_same_seed_same_adapter(job: TrainJob, tokens: list[Tokens]) -> None:
+    states = [trainable_state(run(job, tokens)[0].model) for _ in range(2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_resumed_is_the_same_to_the_bit(job: TrainJob, tokens: list[Tokens], tmp_path: Path) -> None:
+    undisturbed, _ = run(job, tokens)
+
+    class Killed(Exception):
+        pass
+
+    def die_after_first(measured: Epoch, save) -> None:  # type: ignore[no-untyped-def]
+        save(tmp_path)
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(build_tail(job, tokens, CPU), tokens, job.settings, on_epoch=die_after_first)
+    resumed, epochs = run(job, tokens, resume=tmp_path)
+    assert [epoch.epoch for epoch in epochs] == [2, 3]
+    expected = trainable_state(undisturbed.model)
+    found = trainable_state(resumed.model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_examples(job: TrainJob, tokens: list[Tokens]) -> None:
+    tail = build_tail(job, tokens, CPU)
+    tail.supervision.transport.matrix[0, 0] = math.nan  # type: ignore[index]
+    with pytest.raises(Diverged, match=r"loss is nan at step 1; examples \S+, "):
+        train(tail, tokens, job.settings, on_epoch=lambda e, save: None)
+
+
+def test_whole_layer(job: TrainJob, tokens: list[Tokens]) -> None:
+    tail, epochs = run(replace(job, adapter="full"), tokens)
+    assert epochs[-1].loss[-1] < epochs[0].loss[0]
+    assert all(".layers.1." in name for name in trainable_state(tail.model))
+
+
+def test_prefix_weights_are_gone(job: TrainJob, tokens: list[Tokens]) -> None:
+    model = build_tail(job, tokens, CPU).model
+    assert not [name for name, _ in model.named_parameters() if ".layers.0." in name or "embed" in name]
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(s, 100, peak=1.0, warmup_ratio=0.03) for s in range(100)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates[3] == 1.0
+    assert rates[-1] == pytest.approx(1 / 97)
+
+
+def test_batches_cover_the_epoch_and_differ_by_epoch() -> None:
+    first = list(global_batches(10, 4, seed=1, epoch=0))
+    assert sorted(e for batch in first for e in batch) == list(range(10))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert first != list(global_batches(10, 4, seed=1, epoch=1))
+    assert first == list(global_batches(10, 4, seed=1, epoch=0))

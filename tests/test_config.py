@@ -1,0 +1,81 @@
+"""Layers of configuration, and the one line a mistake gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semalign import cli
+from semalign.config import Config, resolve
+from semalign.errors import UserError
+
+
+def test_defaults_are_the_papers() -> None:
+    config = resolve()
+    assert (config.epochs, config.lr, config.training.batch_size) == (5, 3e-4, 64)
+    assert config.training.lora.rank == 16
+    assert config.training.lora.scaling_alpha == 32
+    assert set(config.training.lora.target_modules) == {"up_proj", "down_proj", "v_proj", "o_proj"}
+
+
+def test_humaneval_has_its_own_row_of_table_5() -> None:
+    config = resolve([], ["data.task=humaneval"])
+    assert (config.epochs, config.lr) == (3, 3e-5)
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("loss: {alpha: 0.1, beta: 2}\nseed: 3\n")
+    second.write_text("loss: {alpha: 0.2}\n")
+    config = resolve([first, second], ["loss.beta=0.5", "training.lr=1e-3"])
+    assert (config.loss.alpha, config.loss.beta, config.seed, config.lr) == (0.2, 0.5, 3, 1e-3)
+
+
+def test_workdir_becomes_absolute() -> None:
+    assert Path(resolve([], ["workdir=here"]).workdir).is_absolute()
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("los.alpha=1", "los: unknown key; did you mean 'loss'?"),
+        ("loss.alpa=1", "loss.alpa: unknown key; did you mean 'alpha'?"),
+        ("training.lora.rnk=1", "training.lora.rnk: unknown key; did you mean 'rank'?"),
+        ("training.adapter=lor", "training.adapter='lor': did you mean 'lora'?"),
+        ("data.task=xyz", "data.task='xyz': expected one of: gsm8k, humaneval, mbpp, mmlu"),
+        ("loss.alpha=much", "loss.alpha='much': Input should be a valid number"),
+        ("training.batch_size=0", "training.batch_size=0"),
+        ("loss=3", "loss=3: expected a mapping of keys"),
+        ("seed", "'seed': expected key=value"),
+        ("seed={", "seed: '{' is not a YAML value"),
+    ],
+)
+def test_mistakes_name_the_key(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve([], [override])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_both_weights_zero() -> None:
+    with pytest.raises(UserError, match="nothing to learn"):
+        resolve([], ["loss.alpha=0", "loss.beta=0"])
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        resolve(["nowhere.yaml"])
+
+
+def test_exit_status_of_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    def never(_config: Config) -> None:
+        raise AssertionError("must not run")
+
+    assert cli.main(["los.alpha=1"], run=never, plan=never) == 2
+    assert capsys.readouterr().err == "error: los: unknown key; did you mean 'loss'?\n"
