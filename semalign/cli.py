@@ -27,7 +27,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
 
 
 def main(
-    arguments: Sequence[str], *, run: Callable[[Config], None], plan: Callable[[Config], None]
+    arguments: Sequence[str], *, run: Callable[[Config], object], plan: Callable[[Config], object]
 ) -> int:
     """Exit status: 0 done, 1 the run failed, 2 bad input."""
     if "--help" in arguments or "-h" in arguments:

@@ -8,7 +8,6 @@ Layer numbers in a configuration are the paper's: 1 is the shallowest layer.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +31,7 @@ class Settings(BaseModel):
 
 
 class Data(Settings):
-    """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published benchmark's schema."""
+    """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published schemas."""
 
     root: str = "zoo/data"
     task: TaskName = "gsm8k"
@@ -280,9 +279,8 @@ def _refuse_unknown(model: type[BaseModel], tree: Any, path: tuple[str, ...]) ->
         if field is None:
             raise UserError(f"{where}: unknown key; {nearest(str(key), model.model_fields)}")
         kind = field.annotation
-        if isinstance(kind, type) and typing.get_origin(kind) is None:
-            if issubclass(kind, BaseModel):
-                _refuse_unknown(kind, value, (*path, str(key)))
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            _refuse_unknown(kind, value, (*path, str(key)))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import ray
 from semalign.config import Config
 from semalign.errors import UserError
 
-
 LOOPBACK = {
     "include_dashboard": True,
     "dashboard_host": "127.0.0.1",

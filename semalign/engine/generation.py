@@ -1,4 +1,4 @@
-"""The vLLM engine and the process it lives in: the only module that imports vLLM, when it starts."""
+"""The vLLM engine and its process: the only module that imports vLLM, once the process runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts
 
 @dataclass(frozen=True, kw_only=True)
 class EngineShape:
-    """How many engines a base model gets, and what each may use."""
+    """How many engines a base model gets, and what each may use; ``num_gpus`` is per rank."""
 
     dtype: str = "float32"
     num_engines: int = 1
@@ -126,7 +126,7 @@ def start_engine(model: str, shape: EngineShape, max_lora_rank: int | None) -> A
     }
     actor = ray.remote(Engine).options(
         num_cpus=shape.num_cpus,
-        num_gpus=shape.num_gpus,
+        num_gpus=shape.num_gpus * shape.tensor_parallel_size,
         max_restarts=shape.max_restarts,
         max_task_retries=shape.max_restarts,
         runtime_env={"env_vars": environment},

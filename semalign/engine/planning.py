@@ -25,13 +25,13 @@ def show_plan(config: Config) -> None:
     _print(config, plan)
     available = _available(config)
     check_resources(config, available)
-    greediest = max(plan.steps, key=lambda step: step.memory * step.actors)
-    on_gpu = greediest.gpus > 0
-    if not on_gpu and greediest.memory * greediest.actors > available["memory"]:
-        raise UserError(
-            f"{greediest.name}: needs about {_bytes(greediest.memory * greediest.actors)} of memory, "
-            f"the cluster has {_bytes(available['memory'])}; use fewer actors or a smaller dtype"
-        )
+    for step in plan.steps:
+        needed = step.memory * step.actors
+        if step.gpus == 0 and needed > available["memory"]:
+            raise UserError(
+                f"{step.name}: needs about {_bytes(needed)} of memory, the cluster has "
+                f"{_bytes(available['memory'])}; use fewer actors or a smaller dtype"
+            )
 
 
 def known_pairs(config: Config, inputs: Inputs) -> tuple[Pair, ...] | None:
@@ -72,7 +72,8 @@ def _print(config: Config, plan: Plan) -> None:
         )
     console.print(f"vocabulary overlap {plan.overlap:.2%}")
     console.print(
-        f"{plan.examples} training examples, {plan.tokens} tokens, {plan.positions} stored positions"
+        f"{plan.examples} training examples, {plan.tokens} tokens, {plan.positions} stored "
+        "positions"
     )
     if plan.pairs is None:
         console.print("pairs: decided by attribution; the figures below are upper bounds")

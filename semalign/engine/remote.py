@@ -59,7 +59,7 @@ def _threads() -> int:
 
 
 def publish(job: TrainJob, checkpoint: Path, folder: Path, config: Config) -> None:
-    """The trained weights beside their configuration; a whole layer's also merged; manifest last."""
+    """The adapter beside its configuration; a whole layer also merged; the manifest last."""
     from semalign.models.adapters import merge_adapter
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -51,13 +51,17 @@ class Tracker:
         )
         if runs:
             self.run = runs[0].info.run_id
-            self.client.update_run(self.run, status="RUNNING")
+            if not self.is_finished():
+                self.client.update_run(self.run, status="RUNNING")
         else:
             tags = {KEY_TAG: key}
             self.run = self.client.create_run(self.experiment, tags=tags, run_name=name).info.run_id
 
     def run_id(self) -> str:
         return str(self.run)
+
+    def is_finished(self) -> bool:
+        return bool(self.client.get_run(self.run).info.status == "FINISHED")
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters are immutable in MLflow: those already there are left as they are."""
@@ -114,7 +118,7 @@ class Tracker:
         else:
             self.client.log_artifact(self.run, path, folder)
 
-    def finish(self, status: str = "FINISHED") -> None:
+    def end(self, status: str) -> None:
         self.client.set_terminated(self.run, status)
 
 

@@ -15,9 +15,9 @@ Scores = Mapping[tuple[str, str, str], Score]
 def rows(
     scores: Scores, candidates: Sequence[str], tasks: Sequence[str], split: str, teacher: str
 ) -> list[list[str]]:
-    """One row a candidate: per task `value [low, high]` in percent, then the mean gap to the teacher.
+    """One row a candidate: per task `value [low, high]` in percent, then the mean gap in points.
 
-    The gap is teacher minus candidate in points, averaged over the tasks; 0.00 for the teacher.
+    The gap is the teacher's score minus the candidate's, averaged over the tasks.
     """
     result = []
     for candidate in candidates:

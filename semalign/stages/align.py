@@ -71,7 +71,7 @@ class Transport:
     def load(cls, file: Path) -> Transport:
         with safe_open(str(file), framework="pt") as handle:
             settings = handle.metadata()
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         return cls(
             tensors.get("matrix"),
             tensors.get("bases_teacher"),

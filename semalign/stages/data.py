@@ -53,8 +53,8 @@ def tokenise(examples: Sequence[Example], tokenizer, *, max_length: int) -> list
         prompt_length = max(1, _common_prefix(prompt, ids))
         if prompt_length >= min(len(ids), max_length):
             raise UserError(
-                f"data.max_length={max_length}: example {example.id} of {example.task} has a prompt "
-                f"of {prompt_length} tokens and no answer token is left"
+                f"data.max_length={max_length}: example {example.id} of {example.task} has a "
+                f"prompt of {prompt_length} tokens and no answer token is left"
             )
         result.append(Tokens(example.id, tuple(ids[:max_length]), prompt_length))
     return result
@@ -96,7 +96,7 @@ def fingerprint(tokens: Sequence[Tokens]) -> str:
 
 
 def length_buckets(tokens: Sequence[Tokens], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `batch_tokens` with padding (or one row)."""
+    """Indices in batches of similar length, at most `batch_tokens` with padding, or one row."""
     batch: list[int] = []
     for index in sorted(range(len(tokens)), key=lambda i: (len(tokens[i].ids), i)):
         if batch and len(tokens[index].ids) * (len(batch) + 1) > batch_tokens:

@@ -1,4 +1,4 @@
-"""What a transfer starts from, read without loading a weight: configurations, tokens, vocabularies."""
+"""What a transfer starts from: configurations, tokens, vocabularies; no weight is loaded."""
 
 from __future__ import annotations
 

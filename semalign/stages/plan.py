@@ -78,11 +78,6 @@ class Plan:
     positions: int
     steps: tuple[Step, ...]
 
-    @property
-    def peak_gpus(self) -> float:
-        """The stages run one after another: the greediest decides."""
-        return max(step.actors * step.gpus for step in self.steps)
-
 
 def make_plan(config: Config, inputs: Inputs, pairs: tuple[Pair, ...] | None) -> Plan:
     """Predict each stage. `pairs` is None while attribution has not run and decides them."""
@@ -98,6 +93,7 @@ def make_plan(config: Config, inputs: Inputs, pairs: tuple[Pair, ...] | None) ->
     )
     deepest = max(stored) + 1 if pairs else teacher.layers
     first = min(pair.student for pair in pairs) if pairs else 0
+    prefix = first + 1 if pairs else student.layers
     size = BYTES[config.dtype]
     extraction, training, evaluation = config.extraction, config.training, config.evaluation
     longest = max(len(example.ids) for example in inputs.train)
@@ -125,9 +121,9 @@ def make_plan(config: Config, inputs: Inputs, pairs: tuple[Pair, ...] | None) ->
         ),
         Step(
             "prefix",
-            2.0 * (first + 1) * student.per_layer * tokens,
+            2.0 * prefix * student.per_layer * tokens,
             tokens * student.width * size,
-            ((first + 1) * student.per_layer + student.embedding) * size,
+            (prefix * student.per_layer + student.embedding) * size,
             extraction.num_actors,
             extraction.num_gpus,
         ),

@@ -1,7 +1,7 @@
 """The activation store: what a model said at given positions, on disk, read by memory map.
 
     <store>/identity.json           what the activations are of; written first
-    <store>/mlp.3/00000.safetensors rows (positions, D) of one shard of examples; layer 3 counts from 0
+    <store>/mlp.3/00000.safetensors rows (positions, D) of one shard; layer 3 counts from 0
     <store>/manifest.json           columns, shards, row counts, checksums; written last
 
 A column is one (interface, layer). Shards are written beside and renamed, so a shard that exists is
@@ -111,7 +111,7 @@ class ActivationStore:
         beside.replace(target)
 
     def commit(self, columns: Iterable[Column]) -> None:
-        """List columns whose shards are all there in the manifest, with checksums. Reads each once."""
+        """List whole columns in the manifest, with checksums; reads each shard once."""
         for column in sorted(set(columns)):
             if str(column) in self.columns:
                 continue
@@ -137,8 +137,8 @@ class ActivationStore:
                 file = self.shard_path(column, shard)
                 if not file.exists() or sha256(file) != entry["sha256"]:
                     raise UserError(
-                        f"{file}: shard is missing or damaged (checksum differs from the manifest); "
-                        f"delete {file.parent} and {self.path / 'manifest.json'} to extract it again"
+                        f"{file}: shard is missing or damaged (not the manifest's checksum); "
+                        f"delete {file.parent} and {self.path / 'manifest.json'} to extract again"
                     )
 
     def reader(self, column: Column, tokens: Sequence[Tokens]) -> Reader:
@@ -147,7 +147,8 @@ class ActivationStore:
         counts = [_count(example, self.identity.positions) for example in tokens]
         if len(counts) != self.identity.examples or sum(counts) != sum(rows):
             raise UserError(
-                f"{self.path}: column {column} has {sum(rows)} rows, the dataset {sum(counts)} positions"
+                f"{self.path}: column {column} has {sum(rows)} rows, the dataset "
+                f"{sum(counts)} positions"
             )
         shards = [self._load(self.shard_path(column, s)) for s in range(self.num_shards)]
         return Reader(shards, counts, self.identity.shard_examples)

@@ -83,7 +83,7 @@ class Diverged(RuntimeError):
 
 
 class StudentTail(nn.Module):
-    """Layers k.. of the student: cached inputs of layer k -> the sums that Eq. 3 and Eq. 4 average."""
+    """Layers k.. of the student: inputs of layer k -> the sums that Eq. 3 and Eq. 4 average."""
 
     def __init__(self, model: nn.Module, supervision: Supervision, *, positions: str) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class StudentTail(nn.Module):
         self._decoder = find_decoder(model)
 
     def forward(self, examples: list[int]) -> tuple[Tensor, Tensor]:
-        """Sum of cosines, averaged over the targets, and sum of cross-entropies, over `examples`."""
+        """Sum of cosines (mean over the targets) and sum of cross-entropies, over `examples`."""
         data = self.supervision
         decoder = self._decoder
         device = next(self.model.parameters()).device

@@ -37,7 +37,9 @@ def configure(family: dict[str, Path], tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-def kill_when(condition: Callable[[], bool], process: str, *, timeout: float = 120) -> threading.Thread:
+def kill_when(
+    condition: Callable[[], bool], process: str, *, timeout: float = 120
+) -> threading.Thread:
     """Kill -9 the first process whose title starts with `process`, once `condition` holds."""
 
     def watch() -> None:

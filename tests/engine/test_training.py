@@ -1,4 +1,4 @@
-"""Ray Train: workers agree, a killed one is replaced, a killed driver goes on, NaN stops the run."""
+"""Ray Train: workers agree, killed ones are replaced, a driver goes on, NaN stops the run."""
 
 from __future__ import annotations
 
@@ -27,26 +27,34 @@ def train(config: Config) -> dict:
     steps = Steps(config, load_inputs(config))
     pairs = steps.pair(steps.attribute())
     folder = steps.train(pairs, steps.extract(pairs), steps.align(), None)
-    files = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("manifest", "history")}
+    files = {
+        name: json.loads((folder / f"{name}.json").read_text()) for name in ("manifest", "history")
+    }
     return {**files, "folder": folder}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
+def undisturbed(
+    ray_cluster: None, family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict:
     from tests.engine.conftest import configure
 
     make = configure.__wrapped__(family, tmp_path_factory.mktemp("undisturbed"))
     return train(make())
 
 
-def test_two_workers_have_the_same_loss_curve(undisturbed: dict, configure: Callable[..., Config]) -> None:
+def test_two_workers_have_the_same_loss_curve(
+    undisturbed: dict, configure: Callable[..., Config]
+) -> None:
     two = train(configure("training.num_workers=2"))
     for name in ("loss", "cosine_loss", "cross_entropy"):
         assert two["history"][name] == pytest.approx(undisturbed["history"][name], abs=1e-4)
     assert len(two["history"]["loss"]) == 4 * 6
 
 
-def test_a_killed_worker_ends_in_the_same_adapter(undisturbed: dict, configure: Callable[..., Config]) -> None:
+def test_a_killed_worker_ends_in_the_same_adapter(
+    undisturbed: dict, configure: Callable[..., Config]
+) -> None:
     config = configure()
     training = config.work / "training"
     killer = kill_when(lambda: any(training.glob("*/checkpoint_*/state.pt")), "ray::RayTrainWorker")
@@ -87,7 +95,9 @@ def test_a_killed_driver_goes_on_where_it_was(
     ]
     command = [sys.executable, "-c", DRIVER, *overrides]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     deadline = time.monotonic() + 180
     while not any((config.work / "training").glob("*/checkpoint_*/state.pt")):
         assert time.monotonic() < deadline and first.poll() is None, first.communicate()[0]
@@ -99,7 +109,9 @@ def test_a_killed_driver_goes_on_where_it_was(
     assert second.stdout.strip().splitlines()[-1] == undisturbed["manifest"]["sha256"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(ray_cluster: None, configure: Callable[..., Config]) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    ray_cluster: None, configure: Callable[..., Config]
+) -> None:
     config = configure("training.lr=1e-3")
     steps = Steps(config, load_inputs(config))
     pairs = steps.pair(steps.attribute())
@@ -108,5 +120,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(ray_cluster: None, configure: C
     weights = load_file(transport)
     weights["matrix"][0, 0] = torch.nan
     save_file(weights, str(transport), {"normalise": "1", "top_k": "0"})
-    with pytest.raises(Diverged, match=r"loss is nan at step 1; examples .*last good checkpoint: none"):
+    with pytest.raises(
+        Diverged, match=r"loss is nan at step 1; examples .*last good checkpoint: none"
+    ):
         steps.train(pairs, stores, transport, None)

@@ -35,7 +35,9 @@ def test_answer_and_eos_are_supervised(tokenizer) -> None:  # type: ignore[no-un
     supervised = [found.ids[t + 1] for t in range(len(found.ids))[found.supervised_positions]]
     assert tokenizer.decode(supervised[:-1]) == " 2"
     assert supervised[-1] == tokenizer.eos_token_id
-    assert found.ids[: found.prompt_length] == tuple(tokenizer("Question: 1+1?\nAnswer:")["input_ids"])
+    assert found.ids[: found.prompt_length] == tuple(
+        tokenizer("Question: 1+1?\nAnswer:")["input_ids"]
+    )
 
 
 def test_positions() -> None:

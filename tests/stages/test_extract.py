@@ -31,9 +31,7 @@ def test_stored_rows_equal_one_by_one(
     for shard, wanted in store.missing(columns).items():
         members = [tokens[e] for e in store.shard_of(shard)]
         rows = extract_shard(cut, store, shard, wanted, members, batch_tokens=300)
-        assert rows == sum(
-            len(range(len(m.ids))[m.align_positions(positions)]) for m in members
-        )
+        assert rows == sum(len(range(len(m.ids))[m.align_positions(positions)]) for m in members)
     store.commit(columns)
     whole = find_decoder(load_model(family["teacher"], dtype="float32"))
     wanted = [(c.layer, c.interface) for c in columns]

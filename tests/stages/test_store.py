@@ -72,7 +72,9 @@ def test_a_column_counts_only_when_committed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["model", "tokenizer", "dtype", "dataset", "positions"])
 def test_another_request_is_refused_with_the_difference(tmp_path: Path, field: str) -> None:
     filled(tmp_path)
-    with pytest.raises(UserError, match=rf"does not fit the request \({field}: has .*, wanted zz\)"):
+    with pytest.raises(
+        UserError, match=rf"does not fit the request \({field}: has .*, wanted zz\)"
+    ):
         ActivationStore(tmp_path, replace(IDENTITY, **{field: "zz"}))
 
 
@@ -96,7 +98,7 @@ def test_a_cut_shard_is_one_line(tmp_path: Path) -> None:
 
 def test_another_dataset_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    with pytest.raises(UserError, match="column mlp.3 has 20 rows, the dataset 14 positions"):
+    with pytest.raises(UserError, match=r"column mlp\.3 has 20 rows, the dataset 14 positions"):
         store.reader(COLUMN, TOKENS[:4])
 
 

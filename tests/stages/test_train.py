@@ -33,7 +33,9 @@ from tests.reference import losses as reference
 CPU = torch.device("cpu")
 
 
-def make_store(path: Path, model: Path, tokens: list[Tokens], column: Column, width: int) -> tuple[str, Identity]:
+def make_store(
+    path: Path, model: Path, tokens: list[Tokens], column: Column, width: int
+) -> tuple[str, Identity]:
     identity = Identity(
         model="m", tokenizer="t", dataset="d", examples=len(tokens), positions="all",
         dtype="float32", compute_dtype="float32", width=width, shard_examples=4,
@@ -42,14 +44,21 @@ def make_store(path: Path, model: Path, tokens: list[Tokens], column: Column, wi
     loaded = load_model(model, dtype="float32")
     for shard, columns in store.missing([column]).items():
         extract_shard(
-            loaded, store, shard, columns, [tokens[e] for e in store.shard_of(shard)], batch_tokens=500
+            loaded,
+            store,
+            shard,
+            columns,
+            [tokens[e] for e in store.shard_of(shard)],
+            batch_tokens=500,
         )
     store.commit([column])
     return str(path), identity
 
 
 @pytest.fixture(scope="module")
-def job(family: dict[str, Path], tokens: list[Tokens], tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+def job(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path_factory: pytest.TempPathFactory
+) -> TrainJob:
     folder = tmp_path_factory.mktemp("job")
     transport = folder / "transport.safetensors"
     torch.manual_seed(0)
@@ -76,7 +85,9 @@ def run(job: TrainJob, tokens: list[Tokens], **options: object) -> tuple[Student
     return tail, epochs
 
 
-def test_sums_are_equations_3_and_4(job: TrainJob, tokens: list[Tokens], family: dict[str, Path]) -> None:
+def test_sums_are_equations_3_and_4(
+    job: TrainJob, tokens: list[Tokens], family: dict[str, Path]
+) -> None:
     """Against the whole student, example by example, and the literal losses."""
     tail = build_tail(job, tokens, CPU)
     cosines, entropy = tail(list(range(len(tokens))))
@@ -109,7 +120,9 @@ def test_both_losses_fall_and_only_layer_k_changes(job: TrainJob, tokens: list[T
     assert epochs[-1].summary()["cross_entropy"] < epochs[0].summary()["cross_entropy"]
     names = trainable_state(tail.model)
     assert names and all(".layers.1." in name for name in names)
-    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names} == set(Lora().target_modules)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names} == set(
+        Lora().target_modules
+    )
 
 
 def test_micro_batches_do_not_matter(job: TrainJob, tokens: list[Tokens]) -> None:
@@ -125,7 +138,9 @@ def test_same_seed_same_adapter(job: TrainJob, tokens: list[Tokens]) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_resumed_is_the_same_to_the_bit(job: TrainJob, tokens: list[Tokens], tmp_path: Path) -> None:
+def test_resumed_is_the_same_to_the_bit(
+    job: TrainJob, tokens: list[Tokens], tmp_path: Path
+) -> None:
     undisturbed, _ = run(job, tokens)
 
     class Killed(Exception):
@@ -144,7 +159,9 @@ def test_resumed_is_the_same_to_the_bit(job: TrainJob, tokens: list[Tokens], tmp
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_examples(job: TrainJob, tokens: list[Tokens]) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_examples(
+    job: TrainJob, tokens: list[Tokens]
+) -> None:
     tail = build_tail(job, tokens, CPU)
     tail.supervision.transport.matrix[0, 0] = math.nan  # type: ignore[index]
     with pytest.raises(Diverged, match=r"loss is nan at step 1; examples \S+, "):
@@ -159,7 +176,9 @@ def test_whole_layer(job: TrainJob, tokens: list[Tokens]) -> None:
 
 def test_prefix_weights_are_gone(job: TrainJob, tokens: list[Tokens]) -> None:
     model = build_tail(job, tokens, CPU).model
-    assert not [name for name, _ in model.named_parameters() if ".layers.0." in name or "embed" in name]
+    assert not [
+        name for name, _ in model.named_parameters() if ".layers.0." in name or "embed" in name
+    ]
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
