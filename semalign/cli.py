@@ -37,6 +37,7 @@ def main(
         config, only_plan = parse(arguments)
         (plan if only_plan else run)(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # raised in another process, it comes wrapped with that process's traceback
+        print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
         return 2
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: one line that names the key or file, what was expected and the nearest valid choice.
+    """Bad input: one line with the key or file, what was expected and the nearest valid choice.
 
     Entry points print the message and exit with status 2; everything else is a defect of ours.
     """
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The valid choice closest to `name`, as the end of a sentence; all of them if none is close."""
+    """The valid choice closest to `name`, to end a sentence with; all if none is close."""
     options = sorted(str(choice) for choice in choices)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
     if close:

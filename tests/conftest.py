@@ -1,4 +1,4 @@
-"""Fixtures: one Ray cluster a session, and a small random-weight family with the zoo's tokenizer."""
+"""Fixtures: one Ray cluster a session, and a small random family with the zoo's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A real Ray with 2 CPUs, on the loopback interface."""
+    """A real Ray with 2 CPUs."""
     import ray
 
     from semalign.engine.cluster import connect
@@ -29,7 +29,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`teacher` and `student`: random Llamas of different width and depth, and the zoo's tokenizer."""
+    """`teacher` and `student`: random Llamas of different width and depth."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -12,29 +12,24 @@ import ray
 from semalign.config import Config
 from semalign.errors import UserError
 
-LOOPBACK = {
-    "include_dashboard": True,
-    "dashboard_host": "127.0.0.1",
-    "_node_ip_address": "127.0.0.1",
-}
-
 
 @contextmanager
 def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster at `address`, at RAY_ADDRESS, or start one here; leave a started one closed.
 
-    A job submitted to a cluster has RAY_ADDRESS set. A cluster of our own listens on the loopback
-    interface only, and has `num_cpus` CPUs (default: those of this machine).
+    A job submitted to a cluster has RAY_ADDRESS set. A cluster of our own has `num_cpus` CPUs
+    (default: those of this machine); its dashboard is on the loopback interface, and Ray asks for a
+    token on its other ports unless RAY_AUTH_MODE says otherwise.
     """
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
     ours = address is None and "RAY_ADDRESS" not in os.environ
-    settings = {**LOOPBACK, "num_cpus": num_cpus} if ours else {}
+    # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
+    local = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
     try:
-        ray.init(address, logging_level=logging.WARNING, **settings)
+        ray.init(address, logging_level=logging.WARNING, **(local if ours else {}))
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster answers there ({error})"

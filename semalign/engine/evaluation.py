@@ -190,10 +190,13 @@ def _run(units: list[_Unit], shape: EngineShape, sandbox: SandboxLimits) -> None
     total = sum(len(unit.examples) for unit in units)
     pending: Pending = {}
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, desc="evaluate", unit="item"))
+        bars = {
+            name: stack.enter_context(tqdm(total=total, desc=name, unit="item", position=line))
+            for line, name in enumerate(("generate", "judge"))
+        }
         for model in dict.fromkeys(unit.candidate.model for unit in units):
             served = [unit for unit in units if unit.candidate.model == model]
-            engines = _Engines(model, served, shape, sandbox, pending, bar)
+            engines = _Engines(model, served, shape, sandbox, pending, bars)
             stack.callback(engines.close)
             engines.feed()
         while pending:
@@ -214,9 +217,9 @@ class _Engines:
         shape: EngineShape,
         sandbox: SandboxLimits,
         pending: Pending,
-        bar: Any,
+        bars: dict[str, Any],
     ) -> None:
-        self.model, self.sandbox, self.pending, self.bar = model, sandbox, pending, bar
+        self.model, self.sandbox, self.pending, self.bars = model, sandbox, pending, bars
         trust = shape.trust_remote_code
         config = load_config(model, trust_remote_code=trust).get_text_config()
         length = min(shape.max_model_len, config.max_position_embeddings)
@@ -249,6 +252,7 @@ class _Engines:
 
     def _generated(self, engine: Any, batch: _Batch, generated: ray.ObjectRef) -> None:
         self.load[engine] -= 1
+        self.bars["generate"].update(len(batch.requests))
         unit = batch.unit
         judged = _judge.remote(batch.examples, batch.start, generated, unit.split, self.sandbox)
         self.pending[judged] = partial(self._judged, batch)
@@ -263,7 +267,7 @@ class _Engines:
                 f"last with {batch.unit.task} {batch.unit.split} from item {batch.start} on"
             ) from error
         batch.unit.add(batch.start, records)
-        self.bar.update(len(batch.requests))
+        self.bars["judge"].update(len(batch.requests))
 
     def close(self) -> None:
         for engine in self.load:

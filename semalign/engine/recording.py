@@ -49,13 +49,8 @@ def finish(
 ) -> None:
     """Figures, scores, per-item predictions, report and adapter; then the run is finished."""
     config, inputs = steps.config, steps.inputs
-    critical = critical_layers(list(scores), config.attribution.top_n)
-    granularity = config.attribution.granularity
-    run.figure(figures.attribution(scores, critical, granularity), "figures/attribution.png")
-    layers = inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers
-    run.figure(figures.pairing(pairs, *layers), "figures/pairing.png")
-    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-    run.figure(figures.loss_curve(history), "figures/loss.png")
+    _draw(steps, scores, pairs, folder)
+    run.artifact(str(folder / "figures"), "figures")
     run.metrics(
         {
             f"{split}/{task}/{candidate}": [score.value]
@@ -78,13 +73,27 @@ def finish(
     run.end("FINISHED")
 
 
+def _draw(steps: Steps, scores: Sequence[float], pairs: Sequence[Pair], folder: Path) -> None:
+    attribution, inputs = steps.config.attribution, steps.inputs
+    critical = critical_layers(list(scores), attribution.top_n)
+    layers = inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers
+    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in (
+        ("attribution", figures.attribution(scores, critical, attribution.granularity)),
+        ("pairing", figures.pairing(pairs, *layers)),
+        ("loss", figures.loss_curve(history)),
+    ):
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+
+
 def show(config: Config, evaluation: Evaluation, folder: Path, run_id: str) -> None:
     """The table of each split, where the files are, and how to open MLflow."""
     console = Console(soft_wrap=True)
     for split in config.evaluation.splits:
         title = f"{config.teacher} -> {config.student}, {split} split"
         console.print(table.terminal(title, *_table(config, evaluation, split)))
-    console.print("percent with 95% intervals; * the task trained on")
+    console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
     console.print(f"adapter sha256: {_manifest(folder)['sha256']}")
     console.print(f"adapter and report: {folder}")
     console.print(f"MLflow run {run_id}; to open it:")
@@ -113,14 +122,14 @@ def _predictions(evaluation: Evaluation) -> pd.DataFrame:
 def _table(config: Config, evaluation: Evaluation, split: str) -> tuple[list[str], list[list[str]]]:
     tasks = config.evaluation.tasks
     return (
-        table.header(evaluation.scores, "student", tasks, split, config.data.task),
+        table.header(evaluation.scores, tasks, split, config.data.task),
         table.rows(evaluation.scores, NAMES, tasks, split, "teacher"),
     )
 
 
 def _markdown(config: Config, evaluation: Evaluation) -> str:
     title = f"# {config.teacher} -> {config.student}, trained on {config.data.task}"
-    note = "Percent with 95% intervals; * the task trained on."
+    note = "Percent (95% interval); mean gap: points below the teacher; * the task trained on."
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, evaluation, split)) for split in splits]
     return "\n\n".join([title, note, *tables])

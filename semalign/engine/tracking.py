@@ -108,9 +108,6 @@ class Tracker:
         """A pandas table, as MLflow shows tables."""
         self.client.log_table(self.run, frame, artifact_file=file)
 
-    def figure(self, figure: Any, file: str) -> None:
-        self.client.log_figure(self.run, figure, file)
-
     def artifact(self, path: str, folder: str | None = None) -> None:
         """Upload a file, or a folder whole."""
         if Path(path).is_dir():

@@ -19,9 +19,11 @@ from ray.train import (
     LoggingConfig,
     RunConfig,
     ScalingConfig,
+    WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from semalign.errors import UserError
 from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
 from semalign.stages.train import Diverged, Epoch
@@ -76,7 +78,13 @@ def fit(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, UserError):
+                raise failure from None
+        raise
     if trouble.exists():
         said = json.loads(trouble.read_text(encoding="utf-8"))["error"]
         good = result.checkpoint.path if result.checkpoint else "none yet"

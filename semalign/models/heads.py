@@ -19,16 +19,24 @@ def read_lm_head(path: str, *, trust_remote_code: bool = False) -> Tensor:
 
     Reads that one tensor from the safetensors files. Raises UserError when there is none.
     """
-    config = load_config(path, trust_remote_code=trust_remote_code)
-    folder = Path(resolve(path))
-    names = _tensor_files(folder)
-    wanted = HEAD
-    if not any(name.endswith(HEAD) for name in names):
-        wanted = EMBEDDING if getattr(config, "tie_word_embeddings", False) else ""
-    for name, file in names.items():
-        if wanted and name.endswith(wanted):
-            with safe_open(str(folder / file), framework="pt") as handle:
-                return handle.get_tensor(name)
+    file, name = find_lm_head(path, trust_remote_code=trust_remote_code)
+    with safe_open(str(file), framework="pt") as handle:
+        return handle.get_tensor(name)
+
+
+def find_lm_head(path: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
+    """The file and the name of the LM head's weight; reads headers only.
+
+    Raises UserError when the checkpoint has none.
+    """
+    config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
+    folder = resolve(path)
+    files = _tensor_files(folder)
+    endings = (HEAD, EMBEDDING) if getattr(config, "tie_word_embeddings", False) else (HEAD,)
+    for ending in endings:
+        for name, file in files.items():
+            if name.endswith(ending):
+                return folder / file, name
     raise UserError(
         f"{path}: no LM head in its weights (neither {HEAD} nor tied embeddings); "
         "expected a causal language model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.table import Table
 
 from semalign.tasks.scores import Score
@@ -15,34 +16,36 @@ Scores = Mapping[tuple[str, str, str], Score]
 def rows(
     scores: Scores, candidates: Sequence[str], tasks: Sequence[str], split: str, teacher: str
 ) -> list[list[str]]:
-    """One row a candidate: per task `value [low, high]` in percent, then the mean gap in points.
+    """One row a candidate: per task the score in percent with its 95% interval, then the mean gap.
 
-    The gap is the teacher's score minus the candidate's, averaged over the tasks.
+    The gap is the teacher's score minus the candidate's in points, averaged over the tasks.
     """
     result = []
     for candidate in candidates:
-        cells = [candidate]
-        gaps = []
-        for task in tasks:
-            score = scores[candidate, task, split]
-            cells.append(f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]")
-            gaps.append(100 * (scores[teacher, task, split].value - score.value))
-        result.append([*cells, f"{sum(gaps) / len(gaps):+.2f}"])
+        found = [scores[candidate, task, split] for task in tasks]
+        gaps = [
+            100 * (scores[teacher, task, split].value - score.value)
+            for task, score in zip(tasks, found, strict=True)
+        ]
+        result.append([candidate, *map(cell, found), f"{sum(gaps) / len(gaps):+.2f}"])
     return result
 
 
-def header(
-    scores: Scores, candidate: str, tasks: Sequence[str], split: str, trained: str
-) -> list[str]:
+def cell(score: Score) -> str:
+    """`72.5 (68-77)`: percent, and the ends of the 95% interval."""
+    return f"{100 * score.value:.1f} ({100 * score.low:.0f}-{100 * score.high:.0f})"
+
+
+def header(scores: Scores, tasks: Sequence[str], split: str, trained: str) -> list[str]:
     """Column titles with the number of items; the task trained on is marked with a star."""
-    counts = {task: scores[candidate, task, split].n for task in tasks}
-    titles = [f"{task}{'*' if task == trained else ''} (n={counts[task]})" for task in tasks]
-    return [split, *titles, "mean gap to teacher"]
+    counts = {task: score.n for (_, task, where), score in scores.items() if where == split}
+    titles = [f"{task}{'*' if task == trained else ''} n={counts[task]}" for task in tasks]
+    return [split, *titles, "mean gap"]
 
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
-    """For rich's console."""
-    table = Table(title=title, title_justify="left")
+    """For rich's console; four tasks fit in 80 columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(head):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in body:
@@ -51,5 +54,6 @@ def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> 
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -44,12 +44,15 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxLimits:
-    """How generated code runs; ``workers`` programs at a time in one process."""
+    """How generated code runs: ``workers`` programs at a time in one process.
+
+    A run waits more than it computes (the kernel makes and ends namespaces), hence several a core.
+    """
 
     timeout_s: float = 3.0
     memory_mb: int = 512
     min_tier: int = WEAKEST
-    workers: int = 2
+    workers: int = 8
 
 
 def requests(

@@ -1,0 +1,182 @@
+"""A whole transfer on the shipped family: what it leaves, what a second run skips, what serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from semalign import zoo
+from semalign.config import Config, resolve
+from semalign.engine.transfer import Outcome, score, transfer
+from semalign.models.adapters import merge_adapter
+from semalign.models.loading import load_model
+
+TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
+LINES = {"train": 64, "extract": 8, "dev": 12, "test": 16}
+
+
+@dataclass
+class Run:
+    config: Config
+    outcome: Outcome
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first rows of the shipped splits."""
+    root = tmp_path_factory.mktemp("data")
+    for task in TASKS:
+        (root / task).mkdir()
+        for split, count in LINES.items():
+            rows = (zoo.path("zoo/data") / task / f"{split}.jsonl").read_text().splitlines()
+            (root / task / f"{split}.jsonl").write_text("\n".join(rows[:count]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def make(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    work = tmp_path_factory.mktemp("transfer")
+
+    def configure(*overrides: str) -> Config:
+        base = [f"data.root={data}", f"workdir={work / 'work'}", "training.epochs=2"]
+        return resolve([], [*base, "training.batch_size=16", "training.lr=3e-3", *overrides])
+
+    return configure
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: None, make: Callable[..., Config]) -> Run:
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        outcome = transfer(make())
+    return Run(make(), outcome, out.getvalue())
+
+
+def client(config: Config) -> MlflowClient:
+    return MlflowClient(tracking_uri=config.tracking_uri)
+
+
+def test_the_table_has_three_rows_and_four_tasks(run: Run) -> None:
+    for word in ("student", "teacher", "transferred", "gsm8k* n=16", "mean gap", "mlflow ui"):
+        assert word in run.printed
+    for stage in ("attribute", "pair", "extract", "prefix", "align", "train", "evaluate", "record"):
+        assert f"[{stage}] " in run.printed
+
+
+def test_every_score_has_its_items_and_interval(run: Run) -> None:
+    scores = run.outcome.evaluation.scores
+    assert set(scores) == {
+        (name, task, split)
+        for name in ("student", "teacher", "transferred")
+        for task in TASKS
+        for split in ("dev", "test")
+    }
+    for (_, _, split), found in scores.items():
+        assert found.n == LINES[split]
+        assert found.low <= found.value <= found.high
+
+
+def test_mlflow_holds_the_run(run: Run) -> None:
+    mlflow = client(run.config)
+    found = mlflow.get_run(run.outcome.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["loss.alpha"] == str(run.config.loss.alpha)
+    assert found.data.params["training.lora.rank"] == "16"
+    steps = mlflow.get_metric_history(run.outcome.run_id, "train/alignment_cosine")
+    assert [point.step for point in steps] == list(range(1, 2 * 4 + 1))
+    assert len(mlflow.get_metric_history(run.outcome.run_id, "epoch/loss")) == 2
+    assert found.data.metrics["test/gsm8k/transferred"] == pytest.approx(
+        run.outcome.evaluation.scores["transferred", "gsm8k", "test"].value
+    )
+    assert {entry.dataset.name for entry in found.inputs.dataset_inputs} == {
+        "gsm8k/train",
+        "gsm8k/extract",
+    }
+    artifacts = {a.path for a in mlflow.list_artifacts(run.outcome.run_id)}
+    assert artifacts == {"adapter", "figures", "predictions.json", "report.md"}
+    figures = {a.path for a in mlflow.list_artifacts(run.outcome.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("attribution", "loss", "pairing")}
+    table = mlflow.load_table(found.info.experiment_id, "predictions.json", [found.info.run_id])
+    assert len(table) == 3 * 4 * (12 + 16)
+
+
+def test_a_second_run_does_nothing_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = transfer(run.config)
+    printed = capsys.readouterr().out
+    assert outcome.run_id == run.outcome.run_id
+    assert printed.count("already there") == 5
+    assert "[evaluate]" in printed and "0 items generated" in printed
+    assert len(client(run.config).search_runs(["1"])) == 1
+    assert len(client(run.config).get_metric_history(outcome.run_id, "train/loss")) == 8
+
+
+def test_one_more_layer_is_extracted_alone(
+    run: Run, make: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    transfer(make("extraction.layers=[2]"))
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("[extract]")]
+    assert "layers computed (counted from 1): mlp 2;" in line
+
+
+def test_plain_peft_and_a_merged_model_say_the_same(run: Run, tmp_path: Path) -> None:
+    """Greedy tokens as recorded, of transformers + peft, and of the merged checkpoint."""
+    from peft import PeftModel
+
+    adapter = run.outcome.folder / "adapter"
+    records = run.outcome.evaluation.records["transferred", "gsm8k", "test"]
+    model = PeftModel.from_pretrained(load_model("zoo/student", dtype="float32"), str(adapter))
+    from semalign.models.loading import load_tokenizer
+    from semalign.tasks import load_split
+
+    tokenizer = load_tokenizer("zoo/student")
+    for example, record in zip(
+        load_split(Path(run.config.data.root), "gsm8k", "test"), records, strict=True
+    ):
+        assert example.id == record.id
+        prompt = tokenizer(example.prompt, return_tensors="pt")
+        with torch.no_grad():
+            whole = model.generate(**prompt, do_sample=False, max_new_tokens=len(record.tokens))
+        assert whole[0, prompt["input_ids"].shape[1] :].tolist() == record.tokens
+
+    merge_adapter("zoo/student", adapter, tmp_path / "merged")
+    config = run.config.model_copy(
+        update={
+            "student": str(tmp_path / "merged"),
+            "evaluation": run.config.evaluation.model_copy(update={"tasks": ("gsm8k",)}),
+        }
+    )
+    merged = score(config, run.outcome.folder).records["student", "gsm8k", "test"]
+    assert [record.tokens for record in merged] == [record.tokens for record in records]
+
+
+def test_a_teacher_with_one_more_token(
+    run: Run, make: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make("teacher=zoo/code-teacher", "data.task=mbpp", "evaluation.tasks=[mbpp]")
+    transfer(config)
+    assert "vocabulary overlap 100.00% of the student's" in capsys.readouterr().out
+
+
+def test_a_whole_layer_becomes_a_checkpoint(run: Run, make: Callable[..., Config]) -> None:
+    config = make("training.adapter=full", "evaluation.tasks=[gsm8k]", "evaluation.splits=[dev]")
+    outcome = transfer(config)
+    changed = load_file(outcome.folder / "student" / "model.safetensors")
+    before = load_model("zoo/student", dtype="float32").state_dict()
+    different = {name for name in before if not torch.equal(before[name], changed[name].float())}
+    assert different and len({name.split(".")[2] for name in different}) == 1
+    assert ("transferred", "gsm8k", "dev") in outcome.evaluation.scores
+
+
+def test_nothing_is_left_in_the_working_directory(run: Run) -> None:
+    assert not Path("mlruns").exists() and not Path("mlflow.db").exists()
+    assert Path(run.config.workdir).is_absolute()

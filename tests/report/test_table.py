@@ -1,0 +1,52 @@
+"""The final table: gaps in points, stars, and 80 columns."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from semalign.report import table
+from semalign.tasks.scores import Score
+
+TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
+NAMES = ("student", "teacher", "transferred")
+SCORES = {
+    (name, task, "test"): Score(n=400, value=value, low=value - 0.05, high=value + 0.05)
+    for name, value in zip(NAMES, (0.5, 0.75, 0.625), strict=True)
+    for task in TASKS
+}
+
+
+def test_rows_and_gaps() -> None:
+    found = table.rows(SCORES, NAMES, ("gsm8k", "mbpp"), "test", "teacher")
+    assert found == [
+        ["student", "50.0 (45-55)", "50.0 (45-55)", "+25.00"],
+        ["teacher", "75.0 (70-80)", "75.0 (70-80)", "+0.00"],
+        ["transferred", "62.5 (57-68)", "62.5 (57-68)", "+12.50"],
+    ]
+
+
+def test_the_trained_task_has_a_star() -> None:
+    head = table.header(SCORES, TASKS, "test", "mbpp")
+    assert head == [
+        "test",
+        "mmlu n=400",
+        "gsm8k n=400",
+        "humaneval n=400",
+        "mbpp* n=400",
+        "mean gap",
+    ]
+
+
+def test_four_tasks_fit_in_80_columns() -> None:
+    console = Console(width=80)
+    head = table.header(SCORES, TASKS, "test", "mbpp")
+    body = table.rows(SCORES, NAMES, TASKS, "test", "teacher")
+    with console.capture() as captured:
+        console.print(table.terminal("title", head, body))
+    lines = captured.get().splitlines()
+    assert any("humaneval n=400" in line and "mean gap" in line for line in lines)
+    assert sum("62.5 (57-68)" in line for line in lines) == 1
+
+
+def test_markdown() -> None:
+    assert table.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
