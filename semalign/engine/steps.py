@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from semalign.engine.training import WorkerShape, fit
 from semalign.models.loading import model_fingerprint, tokenizer_fingerprint
 from semalign.stages.align import columns_of
 from semalign.stages.data import Tokens, fingerprint
-from semalign.stages.inputs import Inputs, content_key
+from semalign.stages.inputs import Inputs
 from semalign.stages.job import ModelSpec, TrainJob
-from semalign.stages.store import ActivationStore, Column, Identity, write_json
+from semalign.stages.store import ActivationStore, Column, Identity, content_key, write_json
 from semalign.stages.train import Hyperparameters
 
 
@@ -169,19 +169,18 @@ class Steps:
             notes.append(f"vocabulary overlap {self.inputs.overlap.fraction:.2%} of the student's")
         return file
 
-    def train(
+    def job(
         self,
         pairs: tuple[Pair, ...],
         stores: tuple[ActivationStore, ActivationStore],
         transport: Path,
-        tracker: Any,
-    ) -> Path:
-        """The folder of the finished transfer, with its adapter (or its whole student)."""
-        config, training = self.config, self.config.training
-        job = TrainJob(
+    ) -> TrainJob:
+        """The update of the paired layers, as a worker is told it."""
+        training = self.config.training
+        return TrainJob(
             student=self.student,
             pairs=pairs,
-            interfaces=config.interfaces,
+            interfaces=self.config.interfaces,
             adapter=training.adapter,
             lora=training.lora,
             settings=self._hyperparameters(),
@@ -189,17 +188,11 @@ class Steps:
             teacher_store=(str(stores[0].path), stores[0].identity),
             prefix_store=(str(stores[1].path), stores[1].identity),
         )
-        key = content_key(
-            asdict(job.settings),
-            pairs,
-            job.interfaces,
-            job.adapter,
-            job.lora.model_dump(),
-            transport.name,
-            stores[0].identity.key,
-            stores[1].identity.key,
-        )
-        folder = config.work / "transfers" / key
+
+    def train(self, job: TrainJob, tracker: Any) -> Path:
+        """The folder of the finished transfer, with its adapter (or its whole student)."""
+        config, training = self.config, self.config.training
+        folder = config.work / "transfers" / job.key
         shape = WorkerShape(
             num_workers=training.num_workers,
             cpus_per_worker=training.cpus_per_worker,
@@ -215,7 +208,7 @@ class Steps:
                     self.inputs.train,
                     shape,
                     folder=config.work / "training",
-                    name=key,
+                    name=job.key,
                     tracker=tracker,
                 )
                 remote.publish(job, checkpoint, folder, config)

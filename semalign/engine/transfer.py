@@ -15,7 +15,8 @@ from semalign.engine.steps import Steps
 from semalign.engine.tracking import start_tracker
 from semalign.stages.data import data_root
 from semalign.stages.evaluate import SandboxLimits
-from semalign.stages.inputs import check_writable, content_key, load_inputs
+from semalign.stages.inputs import check_writable, load_inputs
+from semalign.stages.store import content_key
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _run(steps: Steps) -> Outcome:
         pairs = steps.pair(scores)
         stores = steps.extract(pairs)
         transport = steps.align()
-        folder = steps.train(pairs, stores, transport, run.actor)
+        folder = steps.train(steps.job(pairs, stores, transport), run.actor)
         with steps.stage("evaluate") as notes:
             evaluation = score(config, folder)
             notes.append(f"{evaluation.generated} items generated")

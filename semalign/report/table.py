@@ -45,9 +45,11 @@ def header(scores: Scores, tasks: Sequence[str], split: str, trained: str) -> li
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
     """For rich's console; four tasks fit in 80 columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0
+    )
     for index, column in enumerate(head):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in body:
         table.add_row(*row)
     return table

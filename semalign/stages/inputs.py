@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +99,6 @@ def _check_layers(config: Config, teacher_layers: int, student_layers: int) -> N
 def _in_range(what: str, number: int, count: int) -> None:
     if not 1 <= number <= count:
         raise UserError(f"{what} layer {number} is out of range; expected 1..{count}")
-
-
-def content_key(*parts: Any) -> str:
-    """A short name for whatever determines a result; equal parts give equal names."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_writable(folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from semalign.config import Lora
 from semalign.core.pairing import Pair
-from semalign.stages.store import Identity
+from semalign.stages.store import Identity, content_key
 from semalign.stages.train import Hyperparameters
 
 
@@ -37,3 +38,17 @@ class TrainJob:
     def student_layers(self) -> list[int]:
         """Trained layers, from 0, shallowest first."""
         return sorted({pair.student for pair in self.pairs})
+
+    @property
+    def key(self) -> str:
+        """A name for the result: equal keys, equal adapters (with one worker, to the bit)."""
+        return content_key(
+            asdict(self.settings),
+            self.pairs,
+            self.interfaces,
+            self.adapter,
+            self.lora.model_dump(),
+            Path(self.transport).name,
+            self.teacher_store[1].key,
+            self.prefix_store[1].key,
+        )

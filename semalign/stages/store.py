@@ -55,8 +55,7 @@ class Identity:
 
     @property
     def key(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return content_key(asdict(self))
 
 
 class ActivationStore:
@@ -209,6 +208,12 @@ def _count(example: Tokens, positions: str) -> int:
 def sha256(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_key(*parts: Any) -> str:
+    """A short name for whatever determines a result; equal parts give equal names."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_json(file: Path, value: Any) -> None:

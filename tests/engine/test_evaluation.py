@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from semalign.engine.cpu_lora import _choose, _expand, _expand_slice, _shrink
 from semalign.engine.evaluation import Candidate, Evaluation, evaluate
@@ -28,6 +28,28 @@ from semalign.zoo import path as zoo_path
 SHAPE = EngineShape(max_model_len=128, kv_cache_gb=0.25, batch_items=4)
 TASKS = ("mmlu", "gsm8k", "mbpp")
 ITEMS = 9
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random Llamas with heads of 32, the narrowest that vLLM has CPU attention for."""
+    tokenizer = load_tokenizer("zoo/student")
+    folders = {}
+    for seed, (name, layers, heads) in enumerate([("teacher", 3, 4), ("student", 2, 2)]):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32 * heads,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        folders[name] = tmp_path_factory.mktemp("family") / name
+        LlamaForCausalLM(config).save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def train(config: Config) -> dict:
     """Manifest and history of a transfer up to its adapter."""
     steps = Steps(config, load_inputs(config))
     pairs = steps.pair(steps.attribute())
-    folder = steps.train(pairs, steps.extract(pairs), steps.align(), None)
+    folder = steps.train(steps.job(pairs, steps.extract(pairs), steps.align()), None)
     files = {
         name: json.loads((folder / f"{name}.json").read_text()) for name in ("manifest", "history")
     }
@@ -123,4 +123,4 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     with pytest.raises(
         Diverged, match=r"loss is nan at step 1; examples .*last good checkpoint: none"
     ):
-        steps.train(pairs, stores, transport, None)
+        steps.train(steps.job(pairs, stores, transport), None)
