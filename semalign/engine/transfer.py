@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,18 +80,23 @@ def _run(steps: Steps) -> Outcome:
 
 def score(config: Config, folder: Path) -> Evaluation:
     """Score the student, the teacher and the transferred student."""
-    settings = config.evaluation
     if config.training.adapter == "full":
         transferred = Candidate(name=TRANSFERRED, model=str(folder / "student"))
     else:
         adapter = str(folder / "adapter")
         transferred = Candidate(name=TRANSFERRED, model=config.student, adapter=adapter)
+    base = [
+        Candidate(name="student", model=config.student),
+        Candidate(name="teacher", model=config.teacher),
+    ]
+    return score_candidates(config, [*base, transferred])
+
+
+def score_candidates(config: Config, candidates: Sequence[Candidate]) -> Evaluation:
+    """Score any models and adapters by the configuration's evaluation settings."""
+    settings = config.evaluation
     return evaluate(
-        [
-            Candidate(name="student", model=config.student),
-            Candidate(name="teacher", model=config.teacher),
-            transferred,
-        ],
+        candidates,
         tasks=settings.tasks,
         splits=settings.splits,
         root=data_root(settings.root or config.data.root),
