@@ -26,8 +26,9 @@ demo: setup
 	$(BIN)/python ray_jobs/transfer.py
 
 test: setup
-	$(BIN)/python -m pytest tests/core tests/models tests/tasks tests/stages tests/zoo
+	$(BIN)/python -m pytest --ignore=tests/engine --ignore=tests/jobs
 	$(BIN)/python -m pytest tests/engine
+	$(BIN)/python -m pytest tests/jobs
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Engine:
     """One vLLM engine in a process of its own."""
 
     def __init__(self, model: str, shape: EngineShape, max_lora_rank: int | None) -> None:
+        # vLLM configures its logging only when the engine starts, and warns before.
+        logging.getLogger("vllm").setLevel(logging.ERROR)
         from vllm import LLM
 
         on_cpu = shape.num_gpus == 0

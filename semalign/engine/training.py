@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(config["threads"])
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line an epoch is printed below
+    logging.getLogger().setLevel(logging.WARNING)  # a line an epoch is said below
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     tokens: list[Tokens] = ray.get(config["tokens"][0])
@@ -174,4 +175,5 @@ def _record(tracker: Any, measured: Epoch) -> None:
 
 def _say(measured: Epoch) -> None:
     values = "  ".join(f"{k} {v:.4f}" for k, v in measured.summary().items() if k != "epoch")
-    print(f"epoch {measured.epoch}: {values}", flush=True)
+    # to a named stream: Ray Train turns a plain print into two lines
+    print(f"epoch {measured.epoch}: {values}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from semalign.engine.generation import EngineShape
 from semalign.engine.recording import TRANSFERRED
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import start_tracker
+from semalign.models.heads import find_lm_head
 from semalign.stages.data import data_root
 from semalign.stages.evaluate import SandboxLimits
 from semalign.stages.inputs import check_writable, load_inputs
@@ -37,6 +38,8 @@ def transfer(config: Config) -> Outcome:
     finite.
     """
     inputs = load_inputs(config)
+    for path in (config.teacher, config.student):
+        find_lm_head(path, trust_remote_code=config.trust_remote_code)
     check_writable(config.work)
     with connect(config.cluster.address):
         check_resources(config, cluster_resources())

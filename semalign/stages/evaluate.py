@@ -103,7 +103,8 @@ def choice_ids(prompt: str, tokenizer: Any) -> tuple[int, ...]:
     prefix, continuations = joined[0], joined[1:]
     ids = [tokens[-1] for tokens in continuations]
     extends = all(tokens[: len(prefix)] == prefix for tokens in continuations)
-    if not extends or len(set(ids)) != len(ids):
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if not extends or len(set(ids)) != len(ids) or unknown in ids:
         raise UserError(
             f"the tokenizer {getattr(tokenizer, 'name_or_path', '')} does not give "
             f"{', '.join(map(repr, answers))} each a token of its own after 'Answer:'"

@@ -9,7 +9,6 @@ from typing import Any
 from semalign.config import Config
 from semalign.core.pairing import STRATEGIES, code_index
 from semalign.errors import UserError, nearest
-from semalign.models.heads import find_lm_head
 from semalign.models.loading import (
     Overlap,
     load_config,
@@ -42,8 +41,6 @@ def load_inputs(config: Config) -> Inputs:
     trust = config.trust_remote_code
     teacher = load_config(config.teacher, trust_remote_code=trust).get_text_config()
     student = load_config(config.student, trust_remote_code=trust).get_text_config()
-    for path in (config.teacher, config.student):
-        find_lm_head(path, trust_remote_code=trust)
     _check_layers(config, teacher.num_hidden_layers, student.num_hidden_layers)
     tokenizer = load_tokenizer(config.student, trust_remote_code=trust)
     overlap = vocabulary_overlap(
