@@ -40,6 +40,10 @@ def build_tail(job: TrainJob, tokens: Sequence[Tokens], device: torch.device) ->
         )
     else:
         full_layers(model, job.student_layers)
+        # a step of 3e-4 is lost in bfloat16: trained weights are kept in float32, as PEFT does
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     drop_prefix(find_decoder(model), first)
     model.to(device)
     supervision = Supervision(

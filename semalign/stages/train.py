@@ -101,7 +101,9 @@ class StudentTail(nn.Module):
         hidden, mask, ids = self._inputs(examples, device)
         where = position_mask(tokens, lambda e: e.align_positions(self.positions), ids.shape[1])
         wanted = [(target.student, target.interface) for target in data.targets]
-        with capture(decoder, wanted) as seen:
+        # trained weights are float32; products run in the dtype of the others
+        mixed = torch.autocast(device.type, hidden.dtype, enabled=hidden.dtype != torch.float32)
+        with mixed, capture(decoder, wanted) as seen:
             final = run_from(decoder, data.first_layer, hidden, mask)
         cosines = torch.zeros((), device=device)
         for target, key in zip(data.targets, wanted, strict=True):
@@ -111,7 +113,9 @@ class StudentTail(nn.Module):
             device
         )
         labels = ids.roll(-1, 1)[supervised]
-        entropy = cross_entropy_sum(logits(decoder, final[supervised]), labels)
+        with mixed:
+            scores = logits(decoder, final[supervised])
+        entropy = cross_entropy_sum(scores, labels)
         return cosines / len(data.targets), entropy
 
     def _inputs(self, examples: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def make_store(
-    path: Path, model: Path, tokens: list[Tokens], column: Column, width: int
+    path: Path, model: Path, tokens: list[Tokens], columns: list[Column], width: int
 ) -> tuple[str, Identity]:
     identity = Identity(
         model="m", tokenizer="t", dataset="d", examples=len(tokens), positions="all",
@@ -42,16 +42,16 @@ def make_store(
     )  # fmt: skip
     store = ActivationStore(path, identity)
     loaded = load_model(model, dtype="float32")
-    for shard, columns in store.missing([column]).items():
+    for shard, wanted in store.missing(columns).items():
         extract_shard(
             loaded,
             store,
             shard,
-            columns,
+            wanted,
             [tokens[e] for e in store.shard_of(shard)],
             batch_tokens=500,
         )
-    store.commit([column])
+    store.commit(columns)
     return str(path), identity
 
 
@@ -73,8 +73,8 @@ def job(
             epochs=3, lr=1e-2, batch_size=4, micro_batch_size=2, alpha=0.7, beta=1.3
         ),
         transport=str(transport),
-        teacher_store=make_store(folder / "t", family["teacher"], tokens, Column(3, "mlp"), 48),
-        prefix_store=make_store(folder / "s", family["student"], tokens, Column(1, "input"), 32),
+        teacher_store=make_store(folder / "t", family["teacher"], tokens, [Column(3, "mlp")], 48),
+        prefix_store=make_store(folder / "s", family["student"], tokens, [Column(1, "input")], 32),
     )
 
 
@@ -194,3 +194,30 @@ def test_batches_cover_the_epoch_and_differ_by_epoch() -> None:
     assert [len(batch) for batch in first] == [4, 4, 2]
     assert first != list(global_batches(10, 4, seed=1, epoch=1))
     assert first == list(global_batches(10, 4, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_bfloat16(job: TrainJob, tokens: list[Tokens], adapter: str) -> None:
+    half = replace(job, adapter=adapter, student=replace(job.student, dtype="bfloat16"))
+    tail, epochs = run(half, tokens)
+    assert epochs[-1].summary()["loss"] < epochs[0].summary()["loss"]
+    frozen = {p.dtype for p in tail.model.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+    assert {p.dtype for p in trainable_state(tail.model).values()} == {torch.float32}
+
+
+def test_several_layers_and_both_interfaces(
+    job: TrainJob, tokens: list[Tokens], family: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two pairs, attention and MLP: one adapter, four targets, the prefix of the lower layer."""
+    columns = [Column(layer, name) for layer in (2, 3) for name in ("attn", "mlp")]
+    both = replace(
+        job,
+        pairs=(Pair((3,), (1.0,), 2), Pair((2, 3), (0.5, 0.5), 1)),
+        interfaces=("attn", "mlp"),
+        teacher_store=make_store(tmp_path, family["teacher"], tokens, columns, 48),
+    )
+    tail, epochs = run(both, tokens)
+    assert len(tail.supervision.targets) == 4 and tail.supervision.first_layer == 1
+    assert {name.split(".layers.")[1][0] for name in trainable_state(tail.model)} == {"1", "2"}
+    assert epochs[-1].summary()["alignment_cosine"] > epochs[0].summary()["alignment_cosine"]
