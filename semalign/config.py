@@ -138,12 +138,14 @@ class Training(Settings):
 
 
 class Sandbox(Settings):
-    """Limits on generated code; tier 1 isolates most, 3 least."""
+    """Limits on generated code; tier 1 isolates most, 3 least. `num_workers` programs at a time, which
+    mostly wait.
+    """
 
     timeout_s: Annotated[float, Field(gt=0)] = 3.0
     memory_mb: Annotated[int, Field(ge=64)] = 512
     min_tier: Annotated[int, Field(ge=1, le=3)] = 3
-    num_workers: Annotated[int, Field(ge=1)] = 2
+    num_workers: Annotated[int, Field(ge=1)] = 8
 
 
 class Evaluation(Settings):
@@ -173,6 +175,8 @@ class Tracking(Settings):
 
 class Cluster(Settings):
     """The Ray cluster to join; none given, that of RAY_ADDRESS, or a local one for this run.
+
+    `address` is as ray.init takes it: `auto` joins the cluster that runs on this machine.
 
     `autoscaling` lets a run wait for nodes that do not exist yet, instead of refusing.
     """

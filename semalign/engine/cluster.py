@@ -15,7 +15,7 @@ from semalign.errors import UserError
 
 @contextmanager
 def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Join the cluster at `address`, at RAY_ADDRESS, or start one here; leave a started one closed.
+    """Join the cluster at `address` or RAY_ADDRESS, or start one here and close it at the end.
 
     A job submitted to a cluster has RAY_ADDRESS set. A cluster of our own has `num_cpus` CPUs
     (default: those of this machine); its dashboard is on the loopback interface, and Ray asks for a
@@ -29,7 +29,9 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
     local = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
     try:
-        ray.init(address, logging_level=logging.WARNING, **(local if ours else {}))
+        # "local", or Ray would join whatever cluster was started on this machine before
+        where = {"address": "local", **local} if ours else {"address": address}
+        ray.init(logging_level=logging.WARNING, **where)
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster answers there ({error})"
