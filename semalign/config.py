@@ -138,8 +138,8 @@ class Training(Settings):
 
 
 class Sandbox(Settings):
-    """Limits on generated code; tier 1 isolates most, 3 least. `num_workers` programs at a time, which
-    mostly wait.
+    """Limits on generated code; tier 1 isolates most, 3 least. Programs mostly wait for the
+    system to start them, so `num_workers` of them run at a time.
     """
 
     timeout_s: Annotated[float, Field(gt=0)] = 3.0
