@@ -1,6 +1,6 @@
 # make demo   sets everything up, then runs one real transfer and prints the table
 # make test   sets everything up, then passes the tests
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1

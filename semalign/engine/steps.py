@@ -109,44 +109,49 @@ class Steps:
     def extract(self, pairs: Sequence[Pair]) -> tuple[ActivationStore, ActivationStore]:
         """The teacher's sublayer outputs, and the student's input to its first trained layer."""
         config, inputs = self.config, self.inputs
-        teacher_columns = [Column(*c) for c in columns_of(pairs, config.interfaces)] + [
-            Column(layer, name) for layer in inputs.extra_layers for name in config.interfaces
-        ]
-        stores = []
-        for name, spec, tokens, columns, positions, dtype, width in (
-            (
-                "extract",
-                self.teacher,
+        wanted = columns_of(pairs, config.interfaces)
+        wanted += [(layer, name) for layer in inputs.extra_layers for name in config.interfaces]
+        said = self._fill(
+            "extract",
+            self.teacher,
+            inputs.train_teacher,
+            [Column(*column) for column in wanted],
+            self.identity(
+                "teacher",
                 inputs.train_teacher,
-                teacher_columns,
                 config.extraction.positions,
                 config.extraction.dtype,
                 inputs.teacher.hidden_size,
             ),
-            (
-                "prefix",
-                self.student,
-                inputs.train,
-                [Column(min(pair.student for pair in pairs), "input")],
-                "all",
-                config.dtype,
-                inputs.student.hidden_size,
-            ),
-        ):
-            with self.stage(name) as notes:
-                model = "teacher" if name == "extract" else "student"
-                identity = self.identity(model, tokens, positions, dtype, width)
-                store = ActivationStore(self._store_path(name, identity), identity)
-                made = extract(spec, tokens, store, columns, self._actor_shape())
-                layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in made)
-                notes.append(
-                    f"{model} layers computed (counted from 1): {layers}"
-                    if made
-                    else f"{model} activations already there, skipped"
-                )
-                notes.append(f"{store.bytes(columns) / 1e6:.1f} MB in {store.path}")
-                stores.append(store)
-        return stores[0], stores[1]
+        )
+        first = min(pair.student for pair in pairs)
+        prefix = self._fill(
+            "prefix",
+            self.student,
+            inputs.train,
+            [Column(first, "input")],
+            self.identity("student", inputs.train, "all", config.dtype, inputs.student.hidden_size),
+        )
+        return said, prefix
+
+    def _fill(
+        self,
+        stage: str,
+        model: ModelSpec,
+        tokens: list[Tokens],
+        columns: list[Column],
+        identity: Identity,
+    ) -> ActivationStore:
+        """The store of that identity, with these columns in it."""
+        with self.stage(stage) as notes:
+            store = ActivationStore(self._store_path(stage, identity), identity)
+            made = extract(model, tokens, store, columns, self._actor_shape())
+            layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in made)
+            notes.append(
+                f"layers computed (counted from 1): {layers}" if made else "already there, skipped"
+            )
+            notes.append(f"{store.bytes(columns) / 1e6:.1f} MB in {store.path}")
+        return store
 
     def align(self) -> Path:
         """The map from the teacher's space to the student's (Eq. 1-2), as a file."""
@@ -248,9 +253,9 @@ class Steps:
             shard_examples=self.config.extraction.shard_examples,
         )
 
-    def _store_path(self, name: str, identity: Identity) -> Path:
+    def _store_path(self, stage: str, identity: Identity) -> Path:
         given = self.config.extraction.store
-        if name == "extract" and given is not None:
+        if stage == "extract" and given is not None:
             return Path(given).expanduser().resolve()
         return self.config.work / "stores" / identity.key
 
