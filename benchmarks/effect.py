@@ -28,7 +28,7 @@ from semalign.stages.inputs import load_inputs
 from semalign.stages.job import TrainJob
 
 SEEDS = (0, 1, 2)
-ALPHAS = (0.1, 0.3, 1.0, 3.0)
+ALPHAS = (0.03, 0.1, 0.3, 1.0)
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "cross-entropy only": {"alpha=0": ["loss.alpha=0"]},
     "SemAlign, cosine map": {f"alpha={a:g}": [f"loss.alpha={a}"] for a in ALPHAS},
@@ -64,7 +64,8 @@ def train_one(job: TrainJob, tokens: list[Tokens], folder: Path) -> Path:
 
 def adapters(base: list[str]) -> dict[tuple[str, str, int], Path]:
     """(family, variant, seed) -> adapter, all trained."""
-    running = {}
+    running: dict[Path, ray.ObjectRef] = {}
+    named = {}
     for family, variants in VARIANTS.items():
         for variant, overrides in variants.items():
             for seed in SEEDS:
@@ -74,9 +75,10 @@ def adapters(base: list[str]) -> dict[tuple[str, str, int], Path]:
                 job = steps.job(pairs, steps.extract(pairs), steps.align())
                 folder = config.work / "effect" / job.key
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                done = train_one.remote(job, steps.inputs.train, folder)
-                running[family, variant, seed] = done
-    return {name: ray.get(done) for name, done in running.items()}
+                if folder not in running:
+                    running[folder] = train_one.remote(job, steps.inputs.train, folder)
+                named[family, variant, seed] = running[folder]
+    return {name: ray.get(done) for name, done in named.items()}
 
 
 def scores(config: Config, trained: dict[tuple[str, str, int], Path]) -> dict:
