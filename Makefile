@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
-TORCH := torch==2.13.0
-# Only this one command may need PyTorch's index of CPU wheels: set e.g. TORCH_INDEX=--extra-index-url=<url>
-TORCH_INDEX ?=
+TORCH := torch==2.13.0+cpu
+# CPU wheels of torch are not on PyPI; only the command that installs torch looks here.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: setup demo test check format bench clean
 
@@ -17,7 +17,7 @@ setup: $(VENV)/.ready
 # CUDA break an import of transformers beside a CPU torch.
 $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_INDEX) $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

@@ -34,7 +34,7 @@ class Data(Settings):
     """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published schemas."""
 
     root: str = "zoo/data"
-    task: TaskName = "gsm8k"
+    task: TaskName = "mmlu"
     train_split: str = "train"
     attribution_split: str = "extract"
     train_limit: Annotated[int, Field(ge=1)] | None = None

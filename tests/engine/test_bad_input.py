@@ -84,7 +84,8 @@ def test_empty_split(complain: Complain, tmp_path: Path) -> None:
     for split in ("extract", "dev", "test"):
         (folder / f"{split}.jsonl").write_text(row)
     (folder / "train.jsonl").write_text("")
-    line = complain(f"data.root={tmp_path / 'data'}", "evaluation.tasks=[gsm8k]")
+    only = ("data.task=gsm8k", "evaluation.tasks=[gsm8k]")
+    line = complain(f"data.root={tmp_path / 'data'}", *only)
     assert "gsm8k/train.jsonl: no rows" in line
 
 

@@ -46,7 +46,12 @@ def make(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     work = tmp_path_factory.mktemp("transfer")
 
     def configure(*overrides: str) -> Config:
-        base = [f"data.root={data}", f"workdir={work / 'work'}", "training.epochs=2"]
+        base = [
+            "data.task=gsm8k",
+            f"data.root={data}",
+            f"workdir={work / 'work'}",
+            "training.epochs=2",
+        ]
         return resolve([], [*base, "training.batch_size=16", "training.lr=3e-3", *overrides])
 
     return configure

@@ -60,6 +60,7 @@ def test_a_submitted_job_with_two_workers_succeeds(head: dict[str, str], tmp_pat
     overrides = [
         f"workdir={tmp_path / 'work'}",
         f"data.root={tmp_path / 'data'}",
+        "data.task=gsm8k",
         "evaluation.tasks=[gsm8k]",
         "training.epochs=1",
         "training.num_workers=2",
