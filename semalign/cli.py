@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from semalign.config import Config, resolve
-from semalign.errors import UserError
+from semalign.errors import Diverged, UserError
 
 USAGE = """usage: python ray_jobs/transfer.py [--plan] [file.yaml ...] [key=value ...]
 
@@ -40,4 +40,7 @@ def main(
         # raised in another process, it comes wrapped with that process's traceback
         print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0

@@ -1,4 +1,4 @@
-"""The one error a user can mend, and the hint that goes with it."""
+"""Errors that end a run with one line instead of a traceback, and the hint that helps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class Diverged(RuntimeError):
+    """The loss is NaN or infinite; the message names the step and the examples."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

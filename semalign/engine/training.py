@@ -24,10 +24,10 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from semalign.errors import UserError
+from semalign.errors import Diverged, UserError
 from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
-from semalign.stages.train import Diverged, Epoch
+from semalign.stages.train import Epoch
 
 HISTORY = "history.json"  # every step's losses so far, beside each checkpoint
 

@@ -34,8 +34,7 @@ def transfer(config: Config) -> Outcome:
     """Run, or finish, the transfer that the configuration describes, and print its table.
 
     A finished transfer is not run again: every step finds its files, and its MLflow run is left
-    as it is. Raises UserError for bad input, and stages.train.Diverged when the loss is no longer
-    finite.
+    as it is. Raises UserError for bad input, and Diverged when the loss is no longer finite.
     """
     inputs = load_inputs(config)
     for path in (config.teacher, config.student):

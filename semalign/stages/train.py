@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from semalign.core.losses import cosine_sum, cross_entropy_sum, transfer_loss
+from semalign.errors import Diverged
 from semalign.models.adapters import load_trainable_state, trainable_state
 from semalign.models.layers import capture, find_decoder, logits, run_from
 from semalign.stages.align import Target, Transport
@@ -76,10 +77,6 @@ class Epoch:
             "alignment_cosine": 1 - mean(self.cosine_loss),
             "cross_entropy": mean(self.cross_entropy),
         }
-
-
-class Diverged(RuntimeError):
-    """The loss is NaN or infinite; the message names the step and the examples."""
 
 
 class StudentTail(nn.Module):

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from semalign.config import Config
 from semalign.engine.steps import Steps
+from semalign.errors import Diverged
 from semalign.stages.inputs import load_inputs
-from semalign.stages.train import Diverged
 from tests.engine.conftest import kill_when
 
 

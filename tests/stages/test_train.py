@@ -11,6 +11,7 @@ import torch
 
 from semalign.config import Lora
 from semalign.core.pairing import Pair
+from semalign.errors import Diverged
 from semalign.models.adapters import trainable_state
 from semalign.models.loading import load_model
 from semalign.stages.align import Transport
@@ -20,7 +21,6 @@ from semalign.stages.job import ModelSpec, TrainJob
 from semalign.stages.prepare import build_tail
 from semalign.stages.store import ActivationStore, Column, Identity
 from semalign.stages.train import (
-    Diverged,
     Epoch,
     Hyperparameters,
     StudentTail,
