@@ -1,5 +1,7 @@
 # make demo   sets everything up, then runs one real transfer and prints the table
 # make test   sets everything up, then passes the tests
+# make check  format, lint, types and layering, in seconds
+# make bench  the table of the README: does alignment help?
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +37,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/effect.py data.task=mmlu training.lr=3e-3
 
 format: setup
 	$(BIN)/ruff format .

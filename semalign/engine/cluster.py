@@ -24,7 +24,7 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     ours = address is None and "RAY_ADDRESS" not in os.environ
     # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
     local = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
