@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,8 +19,8 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     """Join the cluster at `address` or RAY_ADDRESS, or start one here and close it at the end.
 
     A job submitted to a cluster has RAY_ADDRESS set. A cluster of our own has `num_cpus` CPUs
-    (default: those of this machine); its dashboard is on the loopback interface, and Ray asks for a
-    token on its other ports unless RAY_AUTH_MODE says otherwise.
+    (default: those of this machine); its dashboard is on the loopback interface, and its other
+    ports ask for a token that only this run knows, unless RAY_AUTH_MODE says otherwise.
     """
     if ray.is_initialized():
         yield
@@ -28,6 +29,10 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     ours = address is None and "RAY_ADDRESS" not in os.environ
     # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
     local = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
+    if ours:
+        # Ray asks for a token by default. Its own it would write to the home directory, where a
+        # later `ray start` takes it up and a later `ray job submit` does not.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         # "local", or Ray would join whatever cluster was started on this machine before
         where = {"address": "local", **local} if ours else {"address": address}
