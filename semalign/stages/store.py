@@ -75,7 +75,8 @@ class ActivationStore:
         elif found != asdict(identity):
             wanted = asdict(identity)
             names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
-            what = "; ".join(f"{n}: has {found.get(n)}, wanted {wanted.get(n)}" for n in names)
+            both = [(n, str(found.get(n))[:12], str(wanted.get(n))[:12]) for n in names]
+            what = "; ".join(f"{name}: has {has}, wanted {want}" for name, has, want in both)
             raise UserError(f"{path}: this store does not fit the request ({what})")
         self.columns: dict[str, list[dict[str, Any]]] = (
             _read_json(path / "manifest.json") or {"columns": {}}
