@@ -90,7 +90,10 @@ def _check_layers(config: Config, teacher_layers: int, student_layers: int) -> N
         _in_range("pairing.explicit: student", student, student_layers)
     for number in config.extraction.layers:
         _in_range("extraction.layers: teacher", number, teacher_layers)
-    _in_range("attribution.top_n: the number of", config.attribution.top_n, teacher_layers)
+    if config.attribution.top_n > teacher_layers:
+        raise UserError(
+            f"attribution.top_n={config.attribution.top_n}: the teacher has {teacher_layers} layers"
+        )
 
 
 def _in_range(what: str, number: int, count: int) -> None:

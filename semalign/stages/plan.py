@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from semalign.config import Config
 from semalign.core.pairing import Pair
 from semalign.models.layers import find_decoder
-from semalign.stages.data import Tokens
+from semalign.stages.data import Tokens, data_root
 from semalign.stages.inputs import Inputs
+from semalign.tasks import load_split
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -168,9 +169,6 @@ def make_plan(config: Config, inputs: Inputs, pairs: tuple[Pair, ...] | None) ->
 
 def _evaluated_tokens(config: Config, inputs: Inputs) -> int:
     """Items times the training set's mean length: an estimate, answers are not known yet."""
-    from semalign.stages.data import data_root
-    from semalign.tasks import load_split
-
     mean = math.ceil(_length(inputs.train) / len(inputs.train))
     root = data_root(config.evaluation.root or config.data.root)
     items = sum(
