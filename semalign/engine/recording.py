@@ -65,11 +65,11 @@ def finish(
             "adapter.sha256": _manifest(folder)["sha256"],
         }
     )
-    run.table(_predictions(evaluation), "predictions.json")
     report = folder / "report.md"
     report.write_text(_markdown(config, evaluation), encoding="utf-8")
     run.artifact(str(report))
     run.artifact(str(folder / "adapter"), "adapter")
+    run.table(_predictions(evaluation), "predictions.json")  # last: MLflow appends to a table
     run.end("FINISHED")
 
 
