@@ -36,8 +36,8 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         f"alpha={a:g}": [f"loss.alpha={a}", "alignment.map=dual"] for a in ALPHAS
     },
     "alignment only": {
-        "cosine": ["loss.beta=0"],
-        "dual": ["loss.beta=0", "alignment.map=dual"],
+        "cosine": ["loss.alpha=1", "loss.beta=0"],
+        "dual": ["loss.alpha=1", "loss.beta=0", "alignment.map=dual"],
     },
 }
 

@@ -123,7 +123,7 @@ def _file_name(
         adapter=candidate.adapter and adapter_fingerprint(candidate.adapter),
         dtype=shape.dtype,
         max_model_len=shape.max_model_len,
-        sandbox=[sandbox.timeout_s, sandbox.memory_mb],
+        sandbox=[sandbox.timeout_s, sandbox.memory_mb, sandbox.min_tier],
     )
     return f"{examples[0].task}-{split}-{key[:20]}.parquet"
 
