@@ -20,8 +20,8 @@ import ray
 from semalign.config import Config, resolve
 from semalign.engine.cluster import connect
 from semalign.engine.evaluation import Candidate
+from semalign.engine.scoring import score_candidates
 from semalign.engine.steps import Steps
-from semalign.engine.transfer import score_candidates
 from semalign.report.table import markdown
 from semalign.stages.data import Tokens
 from semalign.stages.inputs import load_inputs

@@ -5,36 +5,49 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from semalign.config import Config, resolve
+from semalign.config import Config, EvaluationJob, Schema, resolve
 from semalign.errors import Diverged, UserError
 
-USAGE = """usage: python ray_jobs/transfer.py [--plan] [file.yaml ...] [key=value ...]
+USAGE = """usage: python ray_jobs/{job}.py [--plan] [file.yaml ...] [key=value ...]
 
   --plan       say what would happen, and stop; loads no weights
   file.yaml    configuration; later files win
-  key=value    dotted override, e.g. pairing.strategy=interpolated loss.alpha=0.3
+  key=value    dotted override, e.g. {example}
 """
+_EXAMPLES: dict[type, tuple[str, str]] = {
+    Config: ("transfer", "pairing.strategy=interpolated loss.alpha=0.3"),
+    EvaluationJob: ("evaluate", "model=zoo/student tasks=[humaneval,mbpp] protocol=paper"),
+}
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
+def parse(
+    arguments: Sequence[str],
+    schema: type[Schema] = Config,  # type: ignore[assignment]
+) -> tuple[Schema, bool]:
     """The configuration, and whether only a plan is wanted."""
     words = [word for word in arguments if word != "--plan"]
     for word in words:
         if word.startswith("-"):
             raise UserError(f"{word}: unknown option; expected --plan, --help, a file or key=value")
     files = [word for word in words if "=" not in word]
-    return resolve(files, [word for word in words if "=" in word]), len(words) < len(arguments)
+    overrides = [word for word in words if "=" in word]
+    return resolve(files, overrides, schema), len(words) < len(arguments)
 
 
 def main(
-    arguments: Sequence[str], *, run: Callable[[Config], object], plan: Callable[[Config], object]
+    arguments: Sequence[str],
+    schema: type[Schema] = Config,  # type: ignore[assignment]
+    *,
+    run: Callable[[Schema], object],
+    plan: Callable[[Schema], object],
 ) -> int:
     """Exit status: 0 done, 1 the run failed, 2 bad input."""
     if "--help" in arguments or "-h" in arguments:
-        print(USAGE)
+        job, example = _EXAMPLES[schema]
+        print(USAGE.format(job=job, example=example))
         return 0
     try:
-        config, only_plan = parse(arguments)
+        config, only_plan = parse(arguments, schema)
         (plan if only_plan else run)(config)
     except UserError as error:
         # raised in another process, it comes wrapped with that process's traceback

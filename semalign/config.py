@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -142,22 +142,43 @@ class Training(Settings):
 
 
 class Sandbox(Settings):
-    """Limits on generated code; tier 1 isolates most, 3 least. Programs mostly wait for the
-    system to start them, so `num_workers` of them run at a time.
+    """Where generated code runs: never below tier `min_tier` (1 isolates most, 3 least). Programs
+    mostly wait for the system to start them, so `num_workers` of them run at a time. Their limits
+    are the protocol's.
     """
 
-    timeout_s: Annotated[float, Field(gt=0)] = 3.0
-    memory_mb: Annotated[int, Field(ge=64)] = 512
-    min_tier: Annotated[int, Field(ge=1, le=3)] = 3
+    min_tier: Annotated[int, Field(ge=1, le=3)] = 2
     num_workers: Annotated[int, Field(ge=1)] = 8
 
 
+class Sampling(Settings):
+    """`n` samples of every code item instead of the protocol's own number, scored as pass@k."""
+
+    n: Annotated[int, Field(ge=1)] = 20
+    temperature: Annotated[float, Field(ge=0)] = 0.1
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    k: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Sampling:
+        if self.k > self.n:
+            raise ValueError(f"pass@{self.k} needs at least k={self.k} samples, found n={self.n}")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n={self.n} samples at temperature 0 are all the same")
+        return self
+
+
 class Evaluation(Settings):
-    """What is scored, and the vLLM engines that generate."""
+    """What is scored, how (`protocol`), and the vLLM engines that generate.
+
+    `root` is a folder of splits, or `hub` for the published ones on the Hugging Face hub.
+    """
 
     tasks: tuple[TaskName, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
     splits: tuple[str, ...] = ("dev", "test")
     root: str | None = None
+    protocol: str = "paper"
+    sampling: Sampling | None = None
     num_engines: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(gt=0)] = 1
     num_gpus: Annotated[float, Field(ge=0)] = 0
@@ -233,7 +254,44 @@ class Config(Settings):
         return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
 
 
-def resolve(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
+class EvaluationJob(Evaluation):
+    """One evaluation by itself: a model, or adapters of it, and everything of `Evaluation`.
+
+    With `baseline` the bare model is scored too, and every adapter compared with it.
+    """
+
+    model: str = "zoo/student"
+    adapter: str | tuple[str, ...] | None = None
+    baseline: bool = False
+    splits: tuple[str, ...] = ("test",)
+    root: str | None = "zoo/data"
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+    workdir: str = "work"
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return (self.adapter,) if isinstance(self.adapter, str) else self.adapter or ()
+
+    @property
+    def work(self) -> Path:
+        return Path(self.workdir)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
+
+
+Schema = TypeVar("Schema", Config, EvaluationJob)
+
+
+def resolve(
+    files: Iterable[str | Path] = (),
+    overrides: Iterable[str] = (),
+    schema: type[Schema] = Config,  # type: ignore[assignment]
+) -> Schema:
     """Defaults <- YAML files <- dotted `key=value` overrides; `workdir` made absolute.
 
     Raises UserError naming the key or file and the nearest valid choice.
@@ -243,7 +301,7 @@ def resolve(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> 
         _merge(tree, _read_yaml(Path(file)))
     for override in overrides:
         _merge(tree, parse_override(override))
-    config = validate(tree)
+    config = validate(tree, schema)
     return config.model_copy(update={"workdir": str(Path(config.workdir).expanduser().resolve())})
 
 
@@ -261,11 +319,14 @@ def parse_override(text: str) -> dict[str, Any]:
     return node
 
 
-def validate(tree: Mapping[str, Any]) -> Config:
-    """A Config from a nested mapping; the first problem becomes one UserError."""
-    _refuse_unknown(Config, tree, ())
+def validate(
+    tree: Mapping[str, Any],
+    schema: type[Schema] = Config,  # type: ignore[assignment]
+) -> Schema:
+    """A configuration from a nested mapping; the first problem becomes one UserError."""
+    _refuse_unknown(schema, tree, ())
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"]) or "configuration"
@@ -286,9 +347,9 @@ def _refuse_unknown(model: type[BaseModel], tree: Any, path: tuple[str, ...]) ->
         where = ".".join((*path, str(key)))
         if field is None:
             raise UserError(f"{where}: unknown key; {nearest(str(key), model.model_fields)}")
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            _refuse_unknown(kind, value, (*path, str(key)))
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and value is not None:
+                _refuse_unknown(kind, value, (*path, str(key)))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

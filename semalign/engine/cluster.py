@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
-from semalign.config import Config
+from semalign.config import Config, Evaluation, EvaluationJob
 from semalign.errors import UserError
 
 
@@ -54,32 +54,14 @@ def cluster_resources() -> dict[str, float]:
     return {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU", "memory")}
 
 
-def check_resources(config: Config, available: dict[str, float]) -> None:
+def check_resources(config: Config | EvaluationJob, available: dict[str, float]) -> None:
     """Raise UserError when a stage wants more CPUs or GPUs than there are in all.
 
     Ray would wait for ever for resources that do not exist.
     """
     if config.cluster.autoscaling:
         return
-    extraction, training, evaluation = config.extraction, config.training, config.evaluation
-    wanted = {
-        "extraction.num_actors": (
-            extraction.num_actors,
-            extraction.num_cpus,
-            extraction.num_gpus,
-        ),
-        "training.num_workers": (
-            training.num_workers,
-            training.cpus_per_worker,
-            int(training.use_gpu),
-        ),
-        "evaluation.num_engines": (
-            evaluation.num_engines,
-            evaluation.num_cpus,
-            evaluation.num_gpus * evaluation.tensor_parallel_size,
-        ),
-    }
-    for key, (count, cpus, gpus) in wanted.items():
+    for key, (count, cpus, gpus) in _wanted(config).items():
         for resource, each in (("CPU", cpus), ("GPU", gpus)):
             if count * each > available[resource]:
                 raise UserError(
@@ -87,3 +69,24 @@ def check_resources(config: Config, available: dict[str, float]) -> None:
                     f"{available[resource]:g}; ask for fewer (cluster.autoscaling=true waits for "
                     "nodes to come)"
                 )
+
+
+def _wanted(config: Config | EvaluationJob) -> dict[str, tuple[int, float, float]]:
+    """How many processes each key asks for, and the CPUs and GPUs of one."""
+    if isinstance(config, EvaluationJob):
+        return {"num_engines": _engines(config)}
+    extraction, training = config.extraction, config.training
+    return {
+        "extraction.num_actors": (extraction.num_actors, extraction.num_cpus, extraction.num_gpus),
+        "training.num_workers": (
+            training.num_workers,
+            training.cpus_per_worker,
+            int(training.use_gpu),
+        ),
+        "evaluation.num_engines": _engines(config.evaluation),
+    }
+
+
+def _engines(settings: Evaluation) -> tuple[int, float, float]:
+    gpus = settings.num_gpus * settings.tensor_parallel_size
+    return settings.num_engines, settings.num_cpus, gpus

@@ -96,6 +96,7 @@ def _sampling(request: GenerationRequest) -> Any:
         n=request.n,
         temperature=request.temperature,
         top_p=request.top_p,
+        seed=request.seed if request.temperature else None,
         max_tokens=request.max_tokens,
         stop=list(request.stop),
     )

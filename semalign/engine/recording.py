@@ -1,4 +1,4 @@
-"""What a transfer leaves for people: its MLflow run, report.md, and the table on the terminal."""
+"""What a run leaves for people: its MLflow run, report.md, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from semalign.config import Config
+from semalign.config import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
 from semalign.core.pairing import Pair
 from semalign.engine.evaluation import Evaluation
@@ -19,8 +19,9 @@ from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run
 from semalign.engine.training import HISTORY
 from semalign.report import figures, table
+from semalign.report.compare import by_group, line, paired
 from semalign.stages.data import data_root, fingerprint
-from semalign.tasks import split_path
+from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"
 NAMES = ("student", "teacher", TRANSFERRED)
@@ -29,13 +30,13 @@ NAMES = ("student", "teacher", TRANSFERRED)
 def start(run: Run, steps: Steps) -> None:
     """The whole resolved configuration, and the data it names."""
     config = steps.config
-    run.params(_flat(config.model_dump(mode="json")))
+    run.params(flat_keys(config.model_dump(mode="json")))
     root, data = data_root(config.data.root), config.data
     for split, context, tokens in (
         (data.train_split, "training", steps.inputs.train),
         (data.attribution_split, "attribution", steps.inputs.attribution_teacher),
     ):
-        source = str(split_path(root, data.task, split))
+        source = split_source(root, data.task, split)
         run.dataset(f"{data.task}/{split}", fingerprint(tokens), source, context, len(tokens))
 
 
@@ -51,16 +52,10 @@ def finish(
     config, inputs = steps.config, steps.inputs
     _draw(steps, scores, pairs, folder)
     run.artifact(str(folder / "figures"), "figures")
-    run.metrics(
-        {
-            f"{split}/{task}/{candidate}": [score.value]
-            for (candidate, task, split), score in evaluation.scores.items()
-        }
-    )
+    record_scores(run, evaluation)
     run.metrics({f"seconds/{name}": [value] for name, value in steps.seconds.items()})
     run.tags(
         {
-            "sandbox.tier": sandbox_tier(evaluation),
             "vocabulary.overlap": f"{inputs.overlap.fraction:.4f}",
             "adapter.sha256": _manifest(folder)["sha256"],
         }
@@ -71,6 +66,38 @@ def finish(
     run.artifact(str(folder / "adapter"), "adapter")
     run.table(_predictions(evaluation), "predictions.json")  # last: MLflow appends to a table
     run.end("FINISHED")
+
+
+def finish_evaluation(run: Run, job: EvaluationJob, evaluation: Evaluation) -> None:
+    """The same of an evaluation by itself."""
+    record_scores(run, evaluation)
+    job.work.mkdir(parents=True, exist_ok=True)
+    report = job.work / "evaluations" / f"report-{run.run_id}.md"
+    report.write_text(_evaluation_markdown(job, evaluation), encoding="utf-8")
+    run.artifact(str(report))
+    run.table(_predictions(evaluation), "predictions.json")  # last: MLflow appends to a table
+    run.end("FINISHED")
+
+
+def record_scores(run: Run, evaluation: Evaluation) -> None:
+    """Every score with its error and interval, those of groups, and how they were made."""
+    metrics: dict[str, list[float]] = {}
+    for (candidate, task, split), score in evaluation.scores.items():
+        name = f"{split}/{task}/{candidate}"
+        metrics[name] = [score.value]
+        for end in ("stderr", "low", "high"):
+            metrics[f"{name}/{end}"] = [getattr(score, end)]
+        for group, part in by_group(evaluation.records[candidate, task, split]).items():
+            metrics[f"{split}/{task}/{candidate}/{group}"] = [part.value]
+    run.metrics(metrics)
+    protocol = evaluation.protocol
+    run.tags(
+        {
+            "protocol": f"{protocol.name}-{protocol.version}",
+            "protocol.hash": protocol.hash,
+            "sandbox.tier": sandbox_tier(evaluation),
+        }
+    )
 
 
 def _draw(steps: Steps, scores: Sequence[float], pairs: Sequence[Pair], folder: Path) -> None:
@@ -94,10 +121,29 @@ def show(config: Config, evaluation: Evaluation, folder: Path, run_id: str) -> N
         title = f"{config.teacher} -> {config.student}, {split} split"
         console.print(table.terminal(title, *_table(config, evaluation, split)))
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
+    console.print(f"protocol {table.protocol(evaluation.protocol)}")
     console.print(f"adapter sha256: {_manifest(folder)['sha256']}")
     console.print(f"adapter and report: {folder}")
     console.print(f"MLflow run {run_id}; to open it:")
     console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")
+
+
+def show_evaluation(job: EvaluationJob, evaluation: Evaluation, run_id: str) -> None:
+    """The table of each split, the comparisons, and how to open MLflow."""
+    console = Console(soft_wrap=True)
+    for split in job.splits:
+        title = f"{job.model}, {split} split, protocol {table.protocol(evaluation.protocol)}"
+        console.print(table.terminal(title, *_evaluation_table(job, evaluation, split)))
+    for text in _comparisons(job, evaluation):
+        console.print(text)
+    console.print("percent (95% interval)")
+    rate = evaluation.generated / evaluation.seconds
+    console.print(
+        f"{evaluation.generated} items answered in {evaluation.seconds:.1f} s, {rate:.1f} items/s; "
+        f"sandbox tier {sandbox_tier(evaluation)}"
+    )
+    console.print(f"MLflow run {run_id}; to open it:")
+    console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {job.tracking_uri}")
 
 
 def sandbox_tier(evaluation: Evaluation) -> str:
@@ -116,7 +162,7 @@ def _predictions(evaluation: Evaluation) -> pd.DataFrame:
         for (candidate, _task, _split), records in evaluation.records.items()
         for record in records
     ]
-    return pd.DataFrame(rows).drop(columns=["tokens", "seconds"])
+    return pd.DataFrame(rows).drop(columns=["tokens", "choice_scores", "seconds"])
 
 
 def _table(config: Config, evaluation: Evaluation, split: str) -> tuple[list[str], list[list[str]]]:
@@ -127,20 +173,60 @@ def _table(config: Config, evaluation: Evaluation, split: str) -> tuple[list[str
     )
 
 
+def _evaluation_table(
+    job: EvaluationJob, evaluation: Evaluation, split: str
+) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(candidate for candidate, _, _ in evaluation.scores))
+    return (
+        table.header(evaluation.scores, job.tasks, split),
+        table.rows(evaluation.scores, names, job.tasks, split),
+    )
+
+
+def _comparisons(job: EvaluationJob, evaluation: Evaluation) -> list[str]:
+    """One line a task and split: the first candidate against each of the others."""
+    first, *others = dict.fromkeys(candidate for candidate, _, _ in evaluation.scores)
+    return [
+        f"{task} {split}, "
+        + line(
+            first,
+            other,
+            paired(
+                evaluation.records[first, task, split],
+                evaluation.records[other, task, split],
+                k=evaluation.protocol.profile(task).k,
+            ),
+        )
+        for other in others
+        for split in job.splits
+        for task in job.tasks
+    ]
+
+
+def _evaluation_markdown(job: EvaluationJob, evaluation: Evaluation) -> str:
+    title = f"# {job.model}, protocol {table.protocol(evaluation.protocol)}"
+    tables = [table.markdown(*_evaluation_table(job, evaluation, split)) for split in job.splits]
+    compared = "\n".join(f"- {text}" for text in _comparisons(job, evaluation))
+    return "\n\n".join([title, "Percent (95% interval).", *tables, compared])
+
+
 def _markdown(config: Config, evaluation: Evaluation) -> str:
     title = f"# {config.teacher} -> {config.student}, trained on {config.data.task}"
-    note = "Percent (95% interval); mean gap: points below the teacher; * the task trained on."
+    note = (
+        f"Protocol {table.protocol(evaluation.protocol)}. Percent (95% interval); mean gap: points "
+        "below the teacher; * the task trained on."
+    )
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, evaluation, split)) for split in splits]
     return "\n\n".join([title, note, *tables])
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested configuration as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flat_keys(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from semalign.config import Config
 from semalign.engine import recording
 from semalign.engine.cluster import check_resources, cluster_resources, connect
-from semalign.engine.evaluation import Candidate, Evaluation, evaluate
-from semalign.engine.generation import EngineShape
+from semalign.engine.evaluation import Candidate, Evaluation
 from semalign.engine.recording import TRANSFERRED
+from semalign.engine.scoring import score_candidates
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import start_tracker
 from semalign.models.heads import find_lm_head
-from semalign.stages.data import data_root
-from semalign.stages.evaluate import SandboxLimits
 from semalign.stages.inputs import check_writable, load_inputs
 from semalign.stages.store import content_key
 
@@ -92,33 +89,3 @@ def score(config: Config, folder: Path) -> Evaluation:
         Candidate(name="teacher", model=config.teacher),
     ]
     return score_candidates(config, [*base, transferred])
-
-
-def score_candidates(config: Config, candidates: Sequence[Candidate]) -> Evaluation:
-    """Score any models and adapters by the configuration's evaluation settings."""
-    settings = config.evaluation
-    return evaluate(
-        candidates,
-        tasks=settings.tasks,
-        splits=settings.splits,
-        root=data_root(settings.root or config.data.root),
-        folder=config.work / "evaluations",
-        shape=EngineShape(
-            dtype=config.dtype,
-            num_engines=settings.num_engines,
-            num_cpus=settings.num_cpus,
-            num_gpus=settings.num_gpus,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            max_model_len=settings.max_model_len,
-            kv_cache_gb=settings.kv_cache_gb,
-            max_restarts=settings.max_restarts,
-            batch_items=settings.batch_items,
-            trust_remote_code=config.trust_remote_code,
-        ),
-        sandbox=SandboxLimits(
-            timeout_s=settings.sandbox.timeout_s,
-            memory_mb=settings.sandbox.memory_mb,
-            min_tier=settings.sandbox.min_tier,
-            workers=settings.sandbox.num_workers,
-        ),
-    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from semalign.tasks.protocols import Protocol
 from semalign.tasks.scores import Score
 
 # (candidate, task, split) -> score
@@ -14,15 +15,23 @@ Scores = Mapping[tuple[str, str, str], Score]
 
 
 def rows(
-    scores: Scores, candidates: Sequence[str], tasks: Sequence[str], split: str, teacher: str
+    scores: Scores,
+    candidates: Sequence[str],
+    tasks: Sequence[str],
+    split: str,
+    teacher: str | None = None,
 ) -> list[list[str]]:
-    """One row a candidate: per task the score in percent with its 95% interval, then the mean gap.
+    """One row a candidate: per task the score in percent with its 95% interval.
 
-    The gap is the teacher's score minus the candidate's in points, averaged over the tasks.
+    With a teacher, the mean gap follows: its score minus the candidate's in points, averaged over
+    the tasks.
     """
     result = []
     for candidate in candidates:
         found = [scores[candidate, task, split] for task in tasks]
+        if teacher is None:
+            result.append([candidate, *map(cell, found)])
+            continue
         gaps = [
             100 * (scores[teacher, task, split].value - score.value)
             for task, score in zip(tasks, found, strict=True)
@@ -36,11 +45,20 @@ def cell(score: Score) -> str:
     return f"{100 * score.value:.1f} ({100 * score.low:.0f}-{100 * score.high:.0f})"
 
 
-def header(scores: Scores, tasks: Sequence[str], split: str, trained: str) -> list[str]:
-    """Column titles with the number of items; the task trained on is marked with a star."""
+def header(
+    scores: Scores, tasks: Sequence[str], split: str, trained: str | None = None
+) -> list[str]:
+    """Column titles with the number of items; the task trained on is marked with a star, and only
+    a table with one has a mean gap.
+    """
     counts = {task: score.n for (_, task, where), score in scores.items() if where == split}
     titles = [f"{task}{'*' if task == trained else ''} n={counts[task]}" for task in tasks]
-    return [split, *titles, "mean gap"]
+    return [split, *titles, *(["mean gap"] if trained else [])]
+
+
+def protocol(protocol: Protocol) -> str:
+    """`paper-1 (3f2a9c41)`: what a table's scores were made by."""
+    return f"{protocol.name}-{protocol.version} ({protocol.hash[:8]})"
 
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:

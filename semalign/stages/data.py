@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from semalign.errors import UserError
+from semalign.tasks.splits import HUB
 from semalign.tasks.task import Example
 
 
@@ -129,7 +130,9 @@ def position_mask(
 
 
 def data_root(root: str) -> Path:
-    """`zoo/data` -> the shipped miniature tasks; anything else is a folder."""
+    """`zoo/data` -> the shipped miniature tasks; `hub` -> itself; anything else is a folder."""
+    if root == str(HUB):
+        return HUB
     if root.startswith("zoo/"):
         from semalign import zoo
 

@@ -16,6 +16,7 @@ from semalign.models.loading import (
     vocabulary_overlap,
 )
 from semalign.stages.data import Tokens, data_root, tokenise, translate
+from semalign.stages.evaluate import chosen_protocol
 from semalign.tasks import load_split
 
 
@@ -63,6 +64,7 @@ def load_inputs(config: Config) -> Inputs:
         if split == data.train_split and data.train_limit:
             examples = examples[: data.train_limit]
         splits[split] = tokenise(examples, tokenizer, max_length=data.max_length)
+    chosen_protocol(config.evaluation)
     for split in config.evaluation.splits:
         for task in config.evaluation.tasks:
             load_split(data_root(config.evaluation.root or data.root), task, split)

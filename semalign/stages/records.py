@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,23 +15,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from semalign.errors import UserError
-from semalign.tasks import TASKS, Example
-from semalign.tasks.scores import Score, pass_at_k, score
-
-PROFILE = "zero-shot-1"  # prompts, decoding and extraction as in semalign/tasks; part of every key
+from semalign.tasks import Example
+from semalign.tasks.scores import pass_at_k
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One judged output. ``tokens`` are the generated ids; ``reason``, ``tier`` the sandbox's."""
+    """One judged output, under the evaluation profile that it names.
+
+    ``group``: such as MMLU's subject. ``prompt_hash``: of the prompt's token ids, ``truncated``
+    when its start did not fit. ``tokens``: the generated ids, or ``choice_scores`` the log
+    probability of each choice. ``reason`` and ``tier``: the sandbox's. ``seconds``: of judging.
+    """
 
     task: str
     split: str
     id: str
     sample: int
+    group: str | None
+    profile: str
     prompt_hash: str
+    truncated: bool
     output: str
     tokens: list[int]
+    choice_scores: list[float] | None
     extracted: str | None
     correct: bool
     reason: str
@@ -44,9 +52,13 @@ _SCHEMA = pa.schema(
         ("split", pa.string()),
         ("id", pa.string()),
         ("sample", pa.int32()),
+        ("group", pa.string()),
+        ("profile", pa.string()),
         ("prompt_hash", pa.string()),
+        ("truncated", pa.bool_()),
         ("output", pa.string()),
         ("tokens", pa.list_(pa.int32())),
+        ("choice_scores", pa.list_(pa.float64())),
         ("extracted", pa.string()),
         ("correct", pa.bool_()),
         ("reason", pa.string()),
@@ -73,52 +85,56 @@ def read_records(path: Path) -> list[Record]:
         raise UserError(f"{path}: not a file of records ({reason}); delete it") from error
 
 
-def summarise(records: Iterable[Record], *, k: int = 1) -> dict[tuple[str, str], Score]:
-    """The score of every (task, split): accuracy, or pass@k by the unbiased estimator.
+class Journal:
+    """The records of one split while they are made: a Parquet file a judged batch, in the end one.
 
-    With one sample an item, accuracy and pass@1 are the same mean.
+    A run that was killed leaves its batches; the next one finds them and asks for the rest.
     """
-    passes: dict[tuple[str, str], dict[str, list[bool]]] = {}
+
+    def __init__(self, file: Path, ids: Iterable[str]) -> None:
+        self.file = file
+        self._order = {id: index for index, id in enumerate(ids)}
+        self._parts = file.with_suffix(".parts")
+        self._records: list[Record] = []
+        if not file.exists():
+            for part in sorted(self._parts.glob("[0-9]*.parquet")):
+                self._records += read_records(part)
+
+    def missing(self) -> list[int]:
+        """Indices of the items that have no records yet."""
+        if self.file.exists():
+            return []
+        there = {record.id for record in self._records}
+        return [index for id, index in self._order.items() if id not in there]
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep the records of some items; the last ones make the file whole."""
+        self._parts.mkdir(parents=True, exist_ok=True)
+        first = self._order[records[0].id]
+        write_records(self._parts / f"{first:06}.parquet", records)
+        self._records += records
+        if not self.missing():
+            rows = sorted(self._records, key=lambda r: (self._order[r.id], r.sample))
+            write_records(self.file, rows)
+            shutil.rmtree(self._parts)
+            self._records = []
+
+
+def item_scores(records: Iterable[Record], *, k: int = 1) -> dict[str, float]:
+    """Each item's score in [0, 1], by id: right or wrong, or pass@k by the unbiased estimator.
+
+    With one sample an item, accuracy and pass@1 are the same.
+    """
+    samples: dict[str, list[bool]] = {}
     for record in records:
-        items = passes.setdefault((record.task, record.split), {})
-        items.setdefault(record.id, []).append(record.correct)
-    return {
-        key: score([pass_at_k(len(samples), sum(samples), k) for samples in items.values()])
-        for key, items in passes.items()
-    }
+        samples.setdefault(record.id, []).append(record.correct)
+    return {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}
 
 
 def content_key(examples: Sequence[Example], split: str, **how: Any) -> str:
-    """SHA-256 of everything that decides the records of one split: items, profile, ``how``.
+    """SHA-256 of everything that decides the records of one split: the items, and ``how``.
 
-    ``how`` is the caller's: model and adapter fingerprints, dtype, limits, all JSON values.
+    ``how`` is the caller's: profile, model and adapter fingerprints, dtype, all JSON values.
     """
-    names = sorted({example.task for example in examples})
-    profile = [(name, TASKS[name].stop, TASKS[name].max_tokens) for name in names]
-    content = [PROFILE, profile, split, how, [asdict(example) for example in examples]]
+    content = [split, how, [asdict(example) for example in examples]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def adapter_fingerprint(folder: str) -> str:
-    """SHA-256 of a LoRA adapter's weights and of its configuration, but for where its base lies."""
-    config = _adapter_config(folder)
-    config.pop("base_model_name_or_path", None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update((Path(folder) / "adapter_model.safetensors").read_bytes())
-    return digest.hexdigest()
-
-
-def adapter_rank(folder: str) -> int:
-    """The rank an engine must make room for."""
-    config = _adapter_config(folder)
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
-
-
-def _adapter_config(folder: str) -> dict[str, Any]:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (Path(folder) / name).is_file():
-            raise UserError(f"adapter {folder}: no {name}; expected a folder in PEFT's layout")
-    config: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text())
-    if config.get("use_dora") or config.get("modules_to_save"):
-        raise UserError(f"adapter {folder}: vLLM serves neither DoRA nor modules_to_save; merge it")
-    return config

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import string
 from decimal import Decimal
 from types import MappingProxyType
 
-from semalign.tasks.task import Example, Row, Task
+from semalign.tasks.task import Reader, Row, Task
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")  # the calculator annotations of the published rationales
 # A sign belongs to a number unless a digit stands before it ("16-3" ends in 3); commas only where
@@ -16,36 +17,7 @@ _NUMBER = re.compile(
 )
 _MARK = "####"
 
-
-class Gsm8k(Task):
-    name = "gsm8k"
-    kind = "text"
-    metric = "accuracy"
-    schema = MappingProxyType({"question": str, "answer": str})
-    stop = ("\nQuestion:",)
-    max_tokens = 512
-
-    def check(self, row: Row) -> str | None:
-        if _MARK in row["answer"] and final_number(row["answer"]) is not None:
-            return None
-        return f"field 'answer' must end in '{_MARK} number'"
-
-    def example(self, row: Row, index: int) -> Example:
-        return Example(
-            id=f"gsm8k/{index}",
-            task=self.name,
-            prompt=f"Question: {row['question']}\nAnswer:",
-            answer=f" {_ANNOTATION.sub('', row['answer'])}",
-            row=row,
-        )
-
-    def extract(self, output: str, row: Row) -> str | None:
-        return final_number(self.cut(output))
-
-    def correct(self, extracted: str | None, row: Row) -> bool:
-        reference = final_number(row["answer"])
-        assert reference is not None, "read_rows has checked the reference"
-        return extracted is not None and Decimal(extracted) == Decimal(reference)
+STOP = ("\nQuestion:",)
 
 
 def final_number(text: str) -> str | None:
@@ -57,3 +29,54 @@ def final_number(text: str) -> str | None:
     found = _NUMBER.search(after) if mark else None
     numbers = [found.group()] if found else [] if mark else _NUMBER.findall(before)
     return numbers[-1].replace(",", "") if numbers else None
+
+
+def _same_number(extracted: str | None, row: Row) -> bool:
+    reference = final_number(row["answer"])
+    assert reference is not None, "read_rows has checked the reference"
+    return extracted is not None and Decimal(extracted) == Decimal(reference)
+
+
+def last_number(text: str) -> str:
+    """Open-instruct's reading (its GSM8K evaluation as of 2025): commas between digits removed,
+    then the last number; the whole text where there is none. ``-5`` is only a number with its sign
+    in front of a point, so that it reads as 5.
+    """
+    joined = re.sub(r"(\d),(\d)", r"\1\2", text)
+    numbers: list[str] = re.findall(r"[-+]?\d*\.\d+|\d+", joined)
+    return numbers[-1] if numbers else joined
+
+
+def _same_characters(extracted: str | None, row: Row) -> bool:
+    """Open-instruct's exact match: case and punctuation do not count, so 24.00 is 2400."""
+    reference = row["answer"].partition(_MARK)[2].strip().replace(",", "")
+    return extracted is not None and _plain(extracted) == _plain(reference)
+
+
+def _plain(text: str) -> str:
+    return text.lower().translate(str.maketrans("", "", string.punctuation))
+
+
+class Gsm8k(Task):
+    name = "gsm8k"
+    kind = "text"
+    metric = "accuracy"
+    schema = MappingProxyType({"question": str, "answer": str})
+    template = "Question: {{ question }}\nAnswer:"
+    readers = MappingProxyType(
+        {
+            "final-number": Reader(final_number, _same_number),
+            "last-number": Reader(last_number, _same_characters),
+        }
+    )
+
+    def id(self, row: Row, index: int) -> str:
+        return f"gsm8k/{index}"
+
+    def answer(self, row: Row) -> str:
+        return f" {_ANNOTATION.sub('', row['answer'])}"
+
+    def check(self, row: Row) -> str | None:
+        if _MARK in row["answer"] and final_number(row["answer"]) is not None:
+            return None
+        return f"field 'answer' must end in '{_MARK} number'"

@@ -1,114 +1,116 @@
-"""The inside of the sandbox: limits itself, runs one untrusted program, reports on its channel.
+"""The inside of the sandbox: confines itself, forks, and becomes the checker and the solution.
 
-Executed as ``python -I -S -B -c <this text>``, a marshalled request on its input; never imported.
-
-The secret that means "passed" must stay out of the program's reach although both share a process.
-So the last steps, run the program and then write the secret, are one chain of C functions in a
-thread of its own: the program has no Python frame beneath it, no name leads to the secret, and the
-hook refuses what could find it without a name (the garbage collector's lists, ctypes, hand-made
-code objects, interpreters without the hook). An exit code says nothing and is never looked at.
+Runs under ``python -I -S -B`` (see sandbox.py), which has put the modules that it imports in place.
+The tests and the secret are sent to the checker after the fork, on a channel that the solution has
+closed: they never are in the solution's memory, nor in a file that it holds.
 """
 
 from __future__ import annotations
 
-# Only modules that are built in or loaded at start: the interpreter must be up in milliseconds.
-import _thread
+# Few modules: the interpreter must be up in milliseconds.
+import ctypes
 import marshal
 import os
 import resource
-import sys
-import time
-from _collections import deque
-from _functools import partial
-from _operator import call
 
-REFUSED_EVENTS = frozenset(
-    {
-        "gc.get_objects",
-        "gc.get_referrers",
-        "gc.get_referents",
-        "sys._current_frames",
-        "sys._current_exceptions",
-        "code.__new__",
-    }
-)
-REFUSED_IMPORTS = frozenset(
-    {"ctypes", "_ctypes", "_testcapi", "_testinternalcapi", "_xxsubinterpreters", "_interpreters"}
-)
+from semalign.tasks.checker import check
+from semalign.tasks.solution import serve
+from semalign.tasks.wire import receive
+
+TYPE_CHECKING = False  # as type checkers read it; importing typing would double the start
+if TYPE_CHECKING:
+    from typing import Any
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PDEATHSIG, _DUMPABLE, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS = 1, 4, 8, 22, 38  # options of prctl
+_SIGKILL = 9
+_LANDLOCK_RESTRICT_SELF = 446  # on every architecture
+_CAPABILITIES_3, _DAC_READ_SEARCH = 0x20080522, 1 << 2
+_FDS = 64
 
 
-def refuse(event: str, args: tuple[object, ...]) -> None:
-    if event == "import" and args[0] in REFUSED_IMPORTS:
-        raise ImportError(f"{args[0]} is not available in the sandbox")
-    if event in REFUSED_EVENTS:
-        raise RuntimeError(f"{event} is not available in the sandbox")
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
-def limit(limits: dict[str, int]) -> None:
-    for name, value in limits.items():
-        resource.setrlimit(getattr(resource, name), (value, value))
-
-
-def prepare() -> int:
-    """Starts the program in its thread and returns the channel; nothing of the secret remains."""
-    request = marshal.loads(sys.stdin.buffer.read())
-    channel: int = request["channel"]
+def confine(request: dict[str, Any]) -> None:
+    """What holds for both processes, for good."""
+    for name, value in request["limits"].items():
+        _limit(name, value)
     os.chdir(request["folder"])
     os.environ.clear()
+    if uid := request["uid"]:
+        _become(uid, request["search"])
+    _prctl(_NO_NEW_PRIVS, 1)
+    _prctl(_DUMPABLE, 0)  # no process without privileges may trace this one or read its memory
+    _prctl(_PDEATHSIG, _SIGKILL)
+    _restrict(request["ruleset"])
+    if code := request["filter"]:
+        program = _FilterProgram(len(code) // 8, code)
+        _prctl(_SECCOMP, 2, ctypes.addressof(program))
+
+
+def _become(uid: int, search: bool) -> None:
+    """Another user without capabilities, or with the one to reach a Python in a closed folder."""
+    _prctl(_KEEPCAPS, int(search))
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if search:
+        header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
+        sets = (ctypes.c_uint32 * 6)(_DAC_READ_SEARCH, _DAC_READ_SEARCH)
+        _succeed(_LIBC.capset(header, sets), "capset")
+
+
+def _restrict(ruleset: int | None) -> None:
+    if ruleset is not None:
+        arguments = map(ctypes.c_long, (_LANDLOCK_RESTRICT_SELF, ruleset, 0))
+        _succeed(_LIBC.syscall(*arguments), "landlock_restrict_self")
+
+
+def _limit(name: str, value: int) -> None:
+    resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def _prctl(option: int, *values: int) -> None:
+    padded = (*values, 0, 0, 0, 0)[:4]
+    _succeed(_LIBC.prctl(option, *map(ctypes.c_ulong, padded)), f"prctl {option}")
+
+
+def _succeed(result: int, what: str) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def main(request: dict[str, Any]) -> None:
+    """Both processes; ``request`` holds the solution and the limits, and nothing of the tests."""
+    channel = request["channel"]
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    if uid := request["uid"]:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-
-    def report(error: object, value: object) -> None:
-        name = getattr(error, "__name__", "error")
+    confine(request)
+    questions, answers = os.pipe(), os.pipe()
+    if os.fork() == 0:
         try:
-            text = f"{name}: {value}"
-        except Exception:
-            text = name  # the exception is the program's own and may not even have a text
-        line = text.encode("utf-8", "backslashreplace").split(b"\n")[0][:200]
-        os.write(channel, b"error " + line + b"\n")
-
-    sys.unraisablehook = lambda problem: report(problem.exc_type, problem.exc_value)
-    started = _thread.allocate_lock()
-    started.acquire()
-    chain: list[partial[object]] = [
-        partial(started.acquire),
-        partial(os.write, channel, b"ready\n"),
-        partial(int),  # its place is taken by the program
-        partial(os.write, channel, request["secret"].encode() + b"\n"),
-    ]
-    limits = request["limits"]
-    processes = limits.pop("RLIMIT_NPROC")
-    limit(limits)
-    try:
-        code = compile(request["program"], "program", "exec", dont_inherit=True)
-        chain[2] = partial(exec, code, {})
-    except BaseException as error:
-        # Reported from the thread, after "ready", like any other failure of the program.
-        chain[2] = partial(report, type(error), str(error))
-        del chain[3]
-    _thread.start_new_thread(deque, (map(call, chain), 0))
-    while not _thread._count():  # a thread is counted by itself, not by its starter
-        time.sleep(0.0005)
-    limit({"RLIMIT_NPROC": processes})  # after the thread, which counts as a process
+            os.dup2(null, 2)
+            _prctl(_PDEATHSIG, _SIGKILL)
+            _restrict(request["ruleset"])  # once more: what it may touch no longer has the checker
+            for fd in set(range(3, _FDS)) - {questions[0], answers[1]}:
+                _close(fd)
+            _limit("RLIMIT_NPROC", request["processes"])
+            serve(request["solution"], questions[0], answers[1])
+        finally:
+            os._exit(0)
+    os.close(questions[0])
+    os.close(answers[1])
     os.dup2(null, 2)  # errors of the harness itself, until here, reach the caller
-    os.close(null)
-    sys.addaudithook(refuse)
-    started.release()
-    return channel
-
-
-def main() -> None:
-    channel = prepare()
-    while _thread._count():
-        time.sleep(0.002)
-    os.write(channel, b"end\n")
+    os.write(channel, b"ready\n")
+    check(marshal.loads(receive(channel)), questions[1], answers[0], channel)
     os._exit(0)
 
 
-if __name__ == "__main__":
-    main()
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        return

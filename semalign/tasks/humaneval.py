@@ -5,7 +5,9 @@ from __future__ import annotations
 import keyword
 from types import MappingProxyType
 
-from semalign.tasks.task import Example, Row, Task
+from semalign.tasks.task import Program, Row, Task
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 2.1
 
 
 class HumanEval(Task):
@@ -21,8 +23,13 @@ class HumanEval(Task):
             "test": str,
         }
     )
-    stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 2.1
-    max_tokens = 512
+    template = "{{ prompt }}"
+
+    def id(self, row: Row, index: int) -> str:
+        return str(row["task_id"])
+
+    def answer(self, row: Row) -> str:
+        return str(row["canonical_solution"])
 
     def check(self, row: Row) -> str | None:
         name = row["entry_point"]
@@ -30,15 +37,11 @@ class HumanEval(Task):
             return None
         return f"field 'entry_point' must be a Python identifier, found {name!r}"
 
-    def example(self, row: Row, index: int) -> Example:
-        return Example(
-            id=row["task_id"],
-            task=self.name,
-            prompt=row["prompt"],
-            answer=row["canonical_solution"],
-            row=row,
+    def program(self, output: str, row: Row) -> Program:
+        # Helpers that the prompt defines and the tests call are the benchmark's, not the model's.
+        return Program(
+            solution=f"{row['prompt']}{output}\n",
+            tests=f"{row['test']}\ncheck({row['entry_point']})\n",
+            context=f"{row['prompt']}{row['canonical_solution']}\n",
+            entry=(row["entry_point"],),
         )
-
-    def program(self, output: str, row: Row) -> str:
-        check = f"check({row['entry_point']})"
-        return f"{row['prompt']}{self.cut(output)}\n{row['test']}\n{check}\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from types import MappingProxyType
 
-from semalign.tasks.task import Example, Row, Task
+from semalign.tasks.task import Program, Row, Task
+
+STOP = ("\nTask:",)
 
 
 class Mbpp(Task):
@@ -12,8 +15,14 @@ class Mbpp(Task):
     kind = "code"
     metric = "pass@1"
     schema = MappingProxyType({"task_id": int | str, "text": str, "code": str, "test_list": list})
-    stop = ("\nTask:",)
-    max_tokens = 512
+    template = "Task: {{ text }}\nTests:\n{{ test_list | join('\n') }}\nCode:\n"
+
+    def id(self, row: Row, index: int) -> str:
+        number = row["task_id"]
+        return f"mbpp/{number}" if isinstance(number, int) else str(number)
+
+    def answer(self, row: Row) -> str:
+        return f"{_normalise(row['code'])}\n"
 
     def check(self, row: Row) -> str | None:
         tests = row["test_list"]
@@ -21,23 +30,27 @@ class Mbpp(Task):
             return "field 'test_list' must be at least one string"
         if not isinstance(row.get("test_setup_code", ""), str):
             return "field 'test_setup_code' must be str"
+        try:
+            _defined(row["code"])
+        except SyntaxError as error:
+            return f"field 'code' is not Python ({error.msg}, line {error.lineno})"
         return None
 
-    def example(self, row: Row, index: int) -> Example:
-        tests = "\n".join(row["test_list"])
-        return Example(
-            id=f"mbpp/{row['task_id']}" if isinstance(row["task_id"], int) else row["task_id"],
-            task=self.name,
-            prompt=f"Task: {row['text']}\nTests:\n{tests}\nCode:\n",
-            answer=f"{_normalise(row['code'])}\n",
-            row=row,
-        )
-
-    def program(self, output: str, row: Row) -> str:
+    def program(self, output: str, row: Row) -> Program:
         # The setup comes after the code: in the published file it builds objects of classes that
         # the code defines (task ids 367 and 927).
         setup = _normalise(row.get("test_setup_code", ""))
-        return "\n".join([_normalise(self.cut(output)), setup, *row["test_list"], ""])
+        return Program(
+            solution=f"{_normalise(output)}\n{setup}\n",
+            tests="\n".join([*row["test_list"], ""]),
+            entry=_defined(row["code"]),
+        )
+
+
+def _defined(code: str) -> tuple[str, ...]:
+    """The functions and classes at the top of a module."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return tuple(node.name for node in ast.parse(_normalise(code)).body if isinstance(node, kinds))
 
 
 def _normalise(code: str) -> str:

@@ -1,13 +1,11 @@
-"""MMLU (Hendrycks et al. 2021): four choices, scored by the next-token scores of the letters."""
+"""MMLU (Hendrycks et al. 2021): four choices in 57 subjects."""
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 
-from semalign.tasks.task import Example, Row, Task
+from semalign.tasks.task import Row, Task
 
-_LETTER = re.compile(r"\s*([A-D])\b")
 LETTERS = ("A", "B", "C", "D")
 
 
@@ -16,7 +14,17 @@ class Mmlu(Task):
     kind = "choice"
     metric = "accuracy"
     schema = MappingProxyType({"question": str, "subject": str, "choices": list, "answer": int})
-    max_tokens = 1
+    template = (
+        "Question: {{ question }}\n"
+        "A. {{ choices[0] }}\nB. {{ choices[1] }}\nC. {{ choices[2] }}\nD. {{ choices[3] }}\n"
+        "Answer:"
+    )
+
+    def id(self, row: Row, index: int) -> str:
+        return f"mmlu/{index}"
+
+    def answer(self, row: Row) -> str:
+        return f" {LETTERS[row['answer']]}"
 
     def check(self, row: Row) -> str | None:
         choices = row["choices"]
@@ -26,20 +34,5 @@ class Mmlu(Task):
             return f"field 'answer' must be 0 to {len(LETTERS) - 1}, found {row['answer']}"
         return None
 
-    def example(self, row: Row, index: int) -> Example:
-        choices = zip(LETTERS, row["choices"], strict=True)
-        lines = "\n".join(f"{letter}. {choice}" for letter, choice in choices)
-        return Example(
-            id=f"mmlu/{index}",
-            task=self.name,
-            prompt=f"Question: {row['question']}\n{lines}\nAnswer:",
-            answer=f" {LETTERS[row['answer']]}",
-            row=row,
-        )
-
-    def extract(self, output: str, row: Row) -> str | None:
-        found = _LETTER.match(output)
-        return found.group(1) if found else None
-
-    def correct(self, extracted: str | None, row: Row) -> bool:
-        return extracted == LETTERS[row["answer"]]
+    def group(self, row: Row) -> str | None:
+        return str(row["subject"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType, UnionType
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import SandboxedEnvironment
 
 from semalign.errors import UserError
 
@@ -30,19 +34,43 @@ class Example:
     row: Row
 
 
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A generated solution and the tests that decide it; they run in processes of their own.
+
+    ``context`` is the benchmark's code that defines names for the tests; ``entry`` are the names
+    that mean the solution's own even where the context or Python defines them too.
+    """
+
+    solution: str
+    tests: str
+    context: str = ""
+    entry: tuple[str, ...] = ()
+
+
+class Reader(NamedTuple):
+    """How an answer is read off a text, and told to be right: ``extract`` finds it or gives None,
+    ``correct`` holds it against the row's own.
+    """
+
+    extract: Callable[[str], str | None]
+    correct: Callable[[str | None, Row], bool]
+
+
 class Task(ABC):
-    """A benchmark in its zero-shot form.
+    """A benchmark: what its rows are, how one is trained on, and what a right answer is.
 
     ``choice`` tasks are scored by the next-token scores of their letters, ``text`` tasks by an
-    answer extracted from generated text, ``code`` tasks by running a program in the sandbox.
+    answer read off generated text, ``code`` tasks by running a program in the sandbox. How a task
+    is asked for a score is a protocol's matter (protocols.py).
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
     metric: ClassVar[Metric]
     schema: ClassVar[Mapping[str, type | UnionType]]
-    stop: ClassVar[tuple[str, ...]] = ()
-    max_tokens: ClassVar[int] = 512
+    template: ClassVar[str]  # the zero-shot prompt, in Jinja over the fields of a row
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType({})  # of a text task, by name
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -50,29 +78,53 @@ class Task(ABC):
         return tuple(self.schema)
 
     @abstractmethod
+    def id(self, row: Row, index: int) -> str:
+        """A name that no other row of the split has."""
+
+    @abstractmethod
+    def answer(self, row: Row) -> str:
+        """The reference answer as it follows the zero-shot prompt."""
+
     def example(self, row: Row, index: int) -> Example:
-        """The zero-shot prompt of a row and its reference answer."""
+        """The row as a zero-shot prompt and its reference answer, which is what is trained on."""
+        return Example(
+            id=self.id(row, index),
+            task=self.name,
+            prompt=render(self.template, row),
+            answer=self.answer(row),
+            row=row,
+        )
 
     def check(self, row: Row) -> str | None:
         """What else is wrong with a row whose fields have the right types; None when nothing is."""
         return None
 
-    def cut(self, output: str) -> str:
-        """The output up to the first stop string."""
-        ends = [at for stop in self.stop if (at := output.find(stop)) >= 0]
-        return output[: min(ends, default=len(output))]
+    def group(self, row: Row) -> str | None:
+        """What scores are also told by, such as the subject; None where there is no such thing."""
+        return None
 
-    def extract(self, output: str, row: Row) -> str | None:
-        """The answer in a choice or text output; None when there is none."""
-        raise NotImplementedError(f"{self.name} is a {self.kind} task: use program()")
+    def program(self, output: str, row: Row) -> Program:
+        """The solution in a code output, and the row's tests."""
+        raise NotImplementedError(f"{self.name} is a {self.kind} task: use its readers")
 
-    def correct(self, extracted: str | None, row: Row) -> bool:
-        """Whether an extracted answer is the row's own."""
-        raise NotImplementedError(f"{self.name} is a {self.kind} task: use program()")
 
-    def program(self, output: str, row: Row) -> str:
-        """The whole program, tests included, that decides a code output."""
-        raise NotImplementedError(f"{self.name} is a {self.kind} task: use extract() and correct()")
+_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+def render(template: str, row: Row) -> str:
+    """A Jinja template over the fields of a row."""
+    return _compiled(template).render(row)
+
+
+@functools.cache
+def _compiled(template: str) -> Template:
+    return _TEMPLATES.from_string(template)
+
+
+def cut(output: str, stop: Sequence[str]) -> str:
+    """The output up to the first of the stop strings."""
+    ends = [at for text in stop if (at := output.find(text)) >= 0]
+    return output[: min(ends, default=len(output))]
 
 
 def read_rows(path: Path, task: Task) -> list[Row]:

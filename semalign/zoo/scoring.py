@@ -9,7 +9,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from semalign.tasks import TASKS, Example, sandbox
+from semalign.tasks.protocols import find_protocol
+from semalign.tasks.task import cut
 
+PROTOCOL = find_protocol("paper")
 LETTERS = (" A", " B", " C", " D")
 LONGEST_ANSWER = 96
 """Tokens; the longest reference answer of the shipped rows has fewer."""
@@ -37,11 +40,15 @@ def answers(
 
 def is_right(example: Example, output: str) -> bool:
     """Whether an answer is correct; code is run in the sandbox, the reference answer excepted."""
-    task = TASKS[example.task]
+    task, profile = TASKS[example.task], PROTOCOL.profile(example.task)
+    output = cut(output, profile.stop)
+    if task.kind == "choice":
+        return output == example.answer
     if task.kind == "code":
         same = output.strip() == example.answer.strip()
         return same or sandbox.run(task.program(output, example.row)).passed
-    return task.correct(task.extract(output, example.row), example.row)
+    reader = task.readers[profile.reader]
+    return reader.correct(reader.extract(output), example.row)
 
 
 def judge(

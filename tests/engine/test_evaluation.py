@@ -23,6 +23,7 @@ from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
 from semalign.stages.evaluate import SandboxLimits
 from semalign.tasks import load_split
+from semalign.tasks.protocols import find_protocol
 from semalign.zoo import path as zoo_path
 
 SHAPE = EngineShape(max_model_len=128, kv_cache_gb=0.25, batch_items=4)
@@ -105,7 +106,7 @@ def undisturbed(
 
 def run(models: list[Candidate], data: Path, folder: Path, **changes: Any) -> Evaluation:
     how: dict[str, Any] = {"tasks": TASKS, "splits": ["test"], "root": data, "folder": folder}
-    how |= {"shape": SHAPE, "sandbox": SandboxLimits()}
+    how |= {"shape": SHAPE, "sandbox": SandboxLimits(), "protocol": find_protocol("paper")}
     return evaluate(models, **(how | changes))
 
 

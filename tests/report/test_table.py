@@ -10,7 +10,9 @@ from semalign.tasks.scores import Score
 TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 NAMES = ("student", "teacher", "transferred")
 SCORES = {
-    (name, task, "test"): Score(n=400, value=value, low=value - 0.05, high=value + 0.05)
+    (name, task, "test"): Score(
+        n=400, value=value, stderr=0.02, low=value - 0.05, high=value + 0.05
+    )
     for name, value in zip(NAMES, (0.5, 0.75, 0.625), strict=True)
     for task in TASKS
 }

@@ -12,9 +12,18 @@ from transformers import PreTrainedTokenizerFast
 
 from semalign.errors import UserError
 from semalign.stages.evaluate import Generation, SandboxLimits, choice_ids, judge, requests
-from semalign.stages.records import content_key, read_records, summarise, write_records
+from semalign.stages.records import (
+    Journal,
+    Record,
+    content_key,
+    item_scores,
+    read_records,
+    write_records,
+)
 from semalign.tasks import TASKS, Example
-from semalign.tasks.scores import wilson_interval
+from semalign.tasks.protocols import find_protocol
+
+LETTERS = (" A", " B", " C", " D")
 
 MMLU = {"question": "1 + 1", "subject": "s", "choices": ["1", "2", "3", "4"], "answer": 1}
 GSM8K = {"question": "2 + 2", "answer": "4\n#### 4"}
@@ -37,76 +46,135 @@ def tokenizer(vocabulary: str, *, bos: bool) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>")
 
 
+PAPER = find_protocol("paper")
+
+
 @pytest.mark.parametrize("bos", [True, False])
 def test_special_tokens_come_once_and_as_the_tokenizer_adds_them(bos: bool) -> None:
     tokens = tokenizer("Question: Answer: A B C D", bos=bos)
-    for request in requests(examples("gsm8k", GSM8K), tokens, max_model_len=99):
+    for request in requests(examples("gsm8k", GSM8K), tokens, PAPER, max_model_len=99):
         assert list(request.prompt_ids) == tokens(examples("gsm8k", GSM8K)[0].prompt)["input_ids"]
         assert request.prompt_ids.count(0) == int(bos)
-    asked = requests(examples("mmlu", MMLU), tokens, max_model_len=99)[1]
+        assert not request.truncated
+    asked = requests(examples("mmlu", MMLU), tokens, PAPER, max_model_len=99)[1]
     assert asked.choice_ids == tuple(tokens.convert_tokens_to_ids(list("ABCD")))
     assert (asked.id, asked.max_tokens, asked.n) == ("mmlu/1", 1, 1)
 
 
 def test_letters_without_tokens_of_their_own_are_refused() -> None:
     with pytest.raises(UserError, match="each a token of its own"):
-        choice_ids("Answer:", tokenizer("Answer: A B C", bos=False))
+        choice_ids("Answer:", LETTERS, tokenizer("Answer: A B C", bos=False))
+    characters = Tokenizer(models.WordLevel({c: i for i, c in enumerate("<A: BCDnswer")}, "<"))
+    characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    split = PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="<")
+    with pytest.raises(UserError, match="each a token of its own"):
+        choice_ids("Answer:", LETTERS, split)  # a space, then the letter: two tokens
 
 
 def test_room_to_answer() -> None:
-    tokens = tokenizer("x", bos=True)
-    (asked,) = requests(examples("gsm8k", GSM8K, 1), tokens, max_model_len=20)
-    assert asked.max_tokens == 20 - len(asked.prompt_ids)
-    with pytest.raises(UserError, match=r"gsm8k/0: the prompt has \d+ tokens"):
-        requests(examples("gsm8k", GSM8K, 1), tokens, max_model_len=3)
-    assert requests([], tokens, max_model_len=3) == []
+    tokens = tokenizer("x", bos=False)
+    words = len(tokens(examples("gsm8k", GSM8K, 1)[0].prompt)["input_ids"])
+    for length, kept, room in [
+        (4 * words, words, 3 * words),
+        (words, words - words // 2, words // 2),
+    ]:
+        (asked,) = requests(examples("gsm8k", GSM8K, 1), tokens, PAPER, max_model_len=length)
+        assert (len(asked.prompt_ids), asked.max_tokens) == (kept, room)
+        assert asked.truncated == (kept < words)
+    (asked,) = requests(
+        examples("mmlu", MMLU, 1), tokenizer("A B C D", bos=False), PAPER, max_model_len=4
+    )
+    assert (len(asked.prompt_ids), asked.max_tokens, asked.truncated) == (3, 1, True)
+    assert requests([], tokens, PAPER, max_model_len=3) == []
+
+
+def test_chat_templates_and_forced_prefixes() -> None:
+    words = "</s> <|user|> <|assistant|> The answer is: A B C D"
+    tokens = tokenizer(words, bos=True)
+    chat = find_protocol("paper-chat")
+    with pytest.raises(UserError, match="has no chat template, which this protocol wants"):
+        requests(examples("gsm8k", GSM8K), tokens, chat, max_model_len=99)
+    tokens.chat_template = "<s> {{ messages[0]['content'] }} </s>"
+    (asked,) = requests(examples("mmlu", MMLU, 1), tokens, chat, max_model_len=99)
+    assert asked.prompt_ids.count(0) == 1 and asked.prompt_ids[0] == 0  # the template's own BOS
+    assert tokens.decode(asked.prompt_ids[-1]) == "<unk>"  # the forced "Answer:"
+    tulu = find_protocol("open-instruct")
+    (asked,) = requests(examples("mmlu", MMLU, 1), tokens, tulu, max_model_len=99)
+    said = tokens.decode(asked.prompt_ids, skip_special_tokens=False)
+    assert said.startswith("<s> <|user|>") and said.endswith("<|assistant|> The answer is:")
+
+
+def judged(task: str, row: dict[str, Any], said: list[Generation], **how: Any) -> list[Record]:
+    tokens = tokenizer("A B C D", bos=False)
+    protocol = how.pop("protocol", PAPER)
+    items = examples(task, row, len(said))
+    asked = requests(items, tokens, protocol, max_model_len=99)
+    limits = SandboxLimits(workers=2)
+    return judge(items, asked, said, split="dev", protocol=protocol, sandbox=limits, **how)
 
 
 def test_every_kind_is_judged() -> None:
-    limits = SandboxLimits(workers=2)
     choices = [
         Generation(choice_scores=scores) for scores in [(-2.0, -1.0, -3.0, -4.0), (0, -9) * 2]
     ]
-    records = judge(examples("mmlu", MMLU), choices, split="dev", sandbox=limits)
-    assert [(r.output, r.extracted, r.correct) for r in records] == [
-        (" B", "B", True),
-        (" A", "A", False),
+    records = judged("mmlu", MMLU, choices)
+    assert [(r.output, r.extracted, r.correct, r.group) for r in records] == [
+        (" B", "B", True, "s"),
+        (" A", "A", False, "s"),
     ]
+    assert records[0].choice_scores == [-2.0, -1.0, -3.0, -4.0]
     texts = [Generation(texts=(text,), token_ids=((1, 2),)) for text in (" 2+2=4\n#### 4", " no")]
-    records = judge(examples("gsm8k", GSM8K), texts, split="dev", sandbox=limits)
-    assert [(r.extracted, r.correct, r.tokens) for r in records] == [
-        ("4", True, [1, 2]),
-        (None, False, [1, 2]),
+    records = judged("gsm8k", GSM8K, texts)
+    assert [(r.extracted, r.correct, r.tokens, r.profile) for r in records] == [
+        ("4", True, [1, 2], PAPER.label("gsm8k")),
+        (None, False, [1, 2], PAPER.label("gsm8k")),
     ]
     code = [
         Generation(texts=("def f(): return 1", "def f(): return 2"), token_ids=((1,), (2,)))
         for _ in range(2)
     ]
-    records = judge(examples("mbpp", MBPP), code, split="dev", sandbox=limits)
-    assert [(r.id, r.sample, r.correct, r.reason) for r in records] == [
-        ("mbpp/0", 0, True, "passed"),
-        ("mbpp/0", 1, False, "AssertionError: "),
-        ("mbpp/1", 0, True, "passed"),
-        ("mbpp/1", 1, False, "AssertionError: "),
+    records = judged("mbpp", MBPP, code)
+    assert [(r.id, r.sample, r.correct) for r in records] == [
+        ("mbpp/0", 0, True),
+        ("mbpp/0", 1, False),
+        ("mbpp/1", 0, True),
+        ("mbpp/1", 1, False),
     ]
-    assert summarise(records)["mbpp", "dev"].value == 0.5
-    assert summarise(records, k=2)["mbpp", "dev"].value == 1.0
+    assert [r.reason for r in records[:2]] == ["passed", "AssertionError: "]
+    assert item_scores(records) == {"mbpp/0": 0.5, "mbpp/1": 0.5}
+    assert item_scores(records, k=2) == {"mbpp/0": 1.0, "mbpp/1": 1.0}
 
 
-def test_records_are_kept_whole_and_scored(tmp_path: Path) -> None:
-    texts = [Generation(texts=(f" {n}",), token_ids=((n,),)) for n in (4, 5, 4)]
-    records = judge(
-        examples("gsm8k", GSM8K, 3), texts, split="test", sandbox=SandboxLimits(workers=1)
+def texts(*numbers: int) -> list[Record]:
+    return judged(
+        "gsm8k", GSM8K, [Generation(texts=(f" {n}",), token_ids=((n,),)) for n in numbers]
     )
+
+
+def test_records_are_kept_whole(tmp_path: Path) -> None:
+    records = texts(4, 5, 4)
     write_records(tmp_path / "records.parquet", records)
     assert read_records(tmp_path / "records.parquet") == records
     assert [file.name for file in tmp_path.iterdir()] == ["records.parquet"]
-    found = summarise(records)["gsm8k", "test"]
-    assert (found.n, found.value) == (3, pytest.approx(2 / 3))
-    assert (found.low, found.high) == wilson_interval(found.value, 3)
+    assert item_scores(records) == {"gsm8k/0": 1.0, "gsm8k/1": 0.0, "gsm8k/2": 1.0}
     (tmp_path / "records.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(UserError, match=r"records\.parquet: not a file of records"):
         read_records(tmp_path / "records.parquet")
+
+
+def test_a_journal_resumes_by_item(tmp_path: Path) -> None:
+    records, ids = texts(4, 5, 4, 6), [f"gsm8k/{n}" for n in range(4)]
+    file = tmp_path / "records.parquet"
+    journal = Journal(file, ids)
+    assert journal.missing() == [0, 1, 2, 3]
+    journal.add(records[2:3])
+    journal.add(records[:1])
+    resumed = Journal(file, ids)
+    assert resumed.missing() == [1, 3] and not file.exists()
+    resumed.add([records[3], records[1]])
+    assert resumed.missing() == Journal(file, ids).missing() == []
+    assert read_records(file) == records
+    assert [path.name for path in tmp_path.iterdir()] == ["records.parquet"]
 
 
 def test_the_key_follows_content_alone() -> None:

@@ -1,0 +1,85 @@
+"""A LoRA in PEFT's layout on disk, looked at without loading a model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from semalign.errors import UserError
+from semalign.models.loading import load_config, model_fingerprint
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter's configuration; UserError when vLLM could not serve it beside its base."""
+    for name in (_CONFIG, _WEIGHTS):
+        if not (Path(folder) / name).is_file():
+            raise UserError(f"adapter {folder}: no {name}; expected a folder in PEFT's layout")
+    config: dict[str, Any] = json.loads((Path(folder) / _CONFIG).read_text())
+    if config.get("use_dora") or config.get("modules_to_save"):
+        raise UserError(f"adapter {folder}: vLLM serves neither DoRA nor modules_to_save; merge it")
+    return config
+
+
+def adapter_fingerprint(folder: str | Path) -> str:
+    """SHA-256 of the weights and of the configuration, but for where its base lies."""
+    config = adapter_config(folder)
+    config.pop("base_model_name_or_path", None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest.update((Path(folder) / _WEIGHTS).read_bytes())
+    return digest.hexdigest()
+
+
+def adapter_rank(folder: str | Path) -> int:
+    """The rank an engine must make room for."""
+    config = adapter_config(folder)
+    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+
+
+def check_adapter(
+    folder: str | Path, model: str | Path, *, trust_remote_code: bool = False
+) -> None:
+    """Raise UserError when the adapter is not one of this model.
+
+    Its modules must be there in its shapes; and the base it names, where that is a model on this
+    machine, must have this model's weights.
+    """
+    config = adapter_config(folder)
+    base = str(config.get("base_model_name_or_path"))
+    shapes = _linear_shapes(model, trust_remote_code)
+    with safe_open(Path(folder) / _WEIGHTS, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 -- not a mapping
+            module = name.removeprefix("base_model.model.").partition(".lora_")[0]
+            wide = shapes.get(module)
+            if wide is None:
+                raise UserError(f"adapter {folder}: {model} has no {module}; it is one of {base}")
+            size = weights.get_slice(name).get_shape()
+            fits = {_LORA_A: size[-1] == wide[1], _LORA_B: size[0] == wide[0]}
+            if not fits.get(name[-len(_LORA_A) :], True):
+                raise UserError(
+                    f"adapter {folder}: its {module} is for another size than {model}'s, which is "
+                    f"{wide[0]} x {wide[1]}; it is one of {base}"
+                )
+    here = base.startswith("zoo/") or (Path(base) / "config.json").is_file()
+    if here and model_fingerprint(base) != model_fingerprint(model):
+        raise UserError(f"adapter {folder}: made for {base}, whose weights {model} has not")
+
+
+def _linear_shapes(model: str | Path, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
+    """(out, in) of every matrix of the model, by module name."""
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return {
+        name.removesuffix(".weight"): (parameter.shape[0], parameter.shape[1])
+        for name, parameter in skeleton.named_parameters()
+        if parameter.dim() == 2
+    }
