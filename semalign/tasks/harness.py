@@ -19,10 +19,12 @@ from semalign.tasks.wire import receive
 
 TYPE_CHECKING = False  # as type checkers read it; importing typing would double the start
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PDEATHSIG, _DUMPABLE, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS = 1, 4, 8, 22, 38  # options of prctl
+# Options of prctl.
+_PDEATHSIG, _DUMPABLE, _KEEPCAPS, _SECCOMP, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 8, 22, 36, 38
 _SIGKILL = 9
 _LANDLOCK_RESTRICT_SELF = 446  # on every architecture
 _CAPABILITIES_3, _DAC_READ_SEARCH = 0x20080522, 1 << 2
@@ -84,7 +86,9 @@ def _succeed(result: int, what: str) -> None:
 
 def main(request: dict[str, Any]) -> None:
     """Both processes; ``request`` holds the solution and the limits, and nothing of the tests."""
-    channel = request["channel"]
+    channel, leash = request["channel"], request["leash"]
+    if leash is not None:
+        _supervise(leash, channel)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -95,8 +99,9 @@ def main(request: dict[str, Any]) -> None:
             os.dup2(null, 2)
             _prctl(_PDEATHSIG, _SIGKILL)
             _restrict(request["ruleset"])  # once more: what it may touch no longer has the checker
-            for fd in set(range(3, _FDS)) - {questions[0], answers[1]}:
-                _close(fd)
+            # Those of the caller keep their numbers, which may be high.
+            for fd in {*request["fds"], *range(3, _FDS)} - {questions[0], answers[1]}:
+                _try(os.close, fd)
             _limit("RLIMIT_NPROC", request["processes"])
             serve(request["solution"], questions[0], answers[1])
         finally:
@@ -109,8 +114,40 @@ def main(request: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def _close(fd: int) -> None:
+def _supervise(leash: int, channel: int) -> None:
+    """Goes on in a child; the parent ends and reaps all that is left when the leash is let go.
+
+    Where there is no namespace of processes to do it. The caller's death lets go, too.
+    """
+    _prctl(_SUBREAPER, 1)
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)  # which the filter of system calls forbids to leave
+        os.close(leash)
+        return
+    os.close(channel)
+    os.read(leash, 1)
+    _try(os.killpg, child, _SIGKILL)
     try:
-        os.close(fd)
+        while True:
+            for pid in _children():  # also those that have left the group
+                _try(os.kill, pid, _SIGKILL)
+            os.wait()
+    finally:
+        os._exit(0)  # no child is left
+
+
+def _children() -> list[int]:
+    try:
+        fd = os.open("/proc/thread-self/children", os.O_RDONLY)
+    except OSError:
+        return []  # a kernel without this file
+    with os.fdopen(fd) as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def _try(action: Callable[..., object], *arguments: object) -> None:
+    try:
+        action(*arguments)
     except OSError:
         return

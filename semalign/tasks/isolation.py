@@ -25,7 +25,7 @@ from py_landlock import (
 LANDLOCK_NEEDED = 3  # the first that guards files against truncation
 _READ = AccessFs.READ_FILE | AccessFs.READ_DIR
 
-# Refused with EPERM. socketpair, fork, threads and all that works on open files stay.
+# Refused with EPERM. Pairs of sockets, fork, threads and what works on open files stay.
 _REFUSED = """
     socket bind connect listen accept accept4
     ptrace process_vm_readv process_vm_writev process_madvise process_mrelease kcmp
@@ -43,7 +43,7 @@ _REFUSED = """
     open_by_handle_at name_to_handle_at memfd_create memfd_secret execveat
     shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
     mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
-    personality iopl ioperm lookup_dcookie
+    personality iopl ioperm lookup_dcookie sync syncfs
     setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset
 """
 # Without namespaces also: what would leave the process group, and the changes to files that
@@ -55,9 +55,23 @@ _REFUSED_OUTSIDE = """
     setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat
     file_setattr inotify_init inotify_init1
 """
-_CLONE_NEW = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
-_DEVICES = (0o020000, 0o060000)
-_TYPE_OF_FILE = 0o170000
+_NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+_TYPE_OF_FILE, _DEVICES = 0o170000, (0o020000, 0o060000)
+_TYPE_OF_SOCKET, _UNIX, _DATAGRAMS = 0xF, 1, (2, 3)
+_INT = 0xFFFFFFFF  # the kernel does not look at the upper half of a register that holds an int
+# Refused when an argument, by its place, has this value under this mask.
+_REFUSED_IF = (
+    *(("clone", 0, flag, flag) for flag in _NAMESPACES),
+    *(("mknod", 1, _TYPE_OF_FILE, kind) for kind in _DEVICES),
+    *(("mknodat", 2, _TYPE_OF_FILE, kind) for kind in _DEVICES),
+    # A pair of datagram sockets can send to the address of any other.
+    *(("socketpair", 1, _TYPE_OF_SOCKET, kind) for kind in _DATAGRAMS),
+    # The owner of a descriptor is sent signals.
+    *(("fcntl", 1, _INT, command) for command in (8, 10, 15)),
+    *(("ioctl", 1, _INT, command) for command in (0x8901, 0x8902)),
+)
+# Refused unless an argument has this value: the process itself, the family of sockets.
+_REFUSED_UNLESS = (("prlimit64", 0, 0), ("socketpair", 0, _UNIX))
 
 
 @functools.cache
@@ -67,20 +81,22 @@ def syscall_filter(*, namespaces: bool) -> bytes | None:
         import pyseccomp as seccomp
     except (ImportError, RuntimeError, OSError):
         return None
-    refuse, masked = seccomp.ERRNO(errno.EPERM), seccomp.MASKED_EQ
     names = _REFUSED if namespaces else _REFUSED + _REFUSED_OUTSIDE
-    rules: list[tuple[str, tuple[object, ...]]] = [("prlimit64", (seccomp.Arg(0, seccomp.NE, 0),))]
-    rules += [(name, ()) for name in names.split()]
-    rules += [("clone", (seccomp.Arg(0, masked, flag, flag),)) for flag in _CLONE_NEW]
-    for call, mode in (("mknod", 1), ("mknodat", 2)):
-        rules += [(call, (seccomp.Arg(mode, masked, _TYPE_OF_FILE, kind),)) for kind in _DEVICES]
+    rules: list[tuple[str, tuple[object, ...]]] = [(name, ()) for name in names.split()]
+    rules += [
+        (name, (seccomp.Arg(place, seccomp.MASKED_EQ, mask, value),))
+        for name, place, mask, value in _REFUSED_IF
+    ]
+    rules += [
+        (name, (seccomp.Arg(place, seccomp.NE, value),)) for name, place, value in _REFUSED_UNLESS
+    ]
     program = seccomp.SyscallFilter(seccomp.ALLOW)
     program.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
     # glibc falls back to clone, whose flags a filter can read.
     program.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
     for name, arguments in rules:
         with contextlib.suppress(OSError, ValueError):  # a call that this machine does not have
-            program.add_rule(refuse, name, *arguments)
+            program.add_rule(seccomp.ERRNO(errno.EPERM), name, *arguments)
     with tempfile.TemporaryFile() as file:
         program.export_bpf(file)
         file.seek(0)

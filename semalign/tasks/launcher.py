@@ -11,20 +11,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from semalign.tasks.isolation import landlock_ruleset, syscall_filter
+from semalign.tasks.root import PYTHON, enter_script, shown, tool
 
-PYTHON = Path(sys.executable).resolve()  # outside any virtual environment
 STRONGEST, WEAKEST = 1, 3  # tiers, see sandbox.py
-_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64")
 _START_LIMIT_S = 60.0  # for the machine, not the program, whose own clock starts with "ready"
 _LINE_LIMIT = 4096
 _OUR_CALLS = 64  # threads of the same user that may start while a program runs, see _processes
@@ -77,10 +74,20 @@ def started(
         cleanup.enter_context(channel)
         file = cleanup.enter_context(tempfile.TemporaryFile())
         errors = cleanup.enter_context(tempfile.TemporaryFile())
-        with theirs, _ruleset(launcher) as ruleset:
+        with contextlib.ExitStack() as handed:  # closed here as soon as they are inherited
+            fds = [handed.enter_context(theirs).fileno()]
+            ruleset = handed.enter_context(_ruleset(launcher))
+            end = leash = None
+            if not launcher.namespaces:
+                end, leash = os.pipe()
+                handed.callback(os.close, end)
+                cleanup.callback(os.close, leash)
+            fds += [fd for fd in (ruleset, end) if fd is not None]
             request: dict[str, Any] = {
                 "solution": solution,
+                "fds": fds,
                 "channel": theirs.fileno(),
+                "leash": end,
                 "limits": limits,
                 "processes": _processes(launcher, processes),
                 "ruleset": ruleset,
@@ -89,9 +96,8 @@ def started(
             request |= _place(launcher, cleanup)
             file.write(marshal.dumps((_inside(), request)))
             file.seek(0)
-            fds = [fd for fd in (theirs.fileno(), ruleset) if fd is not None]
             process = _start(launcher, file.fileno(), errors.fileno(), fds)
-        cleanup.callback(_kill, process)
+        cleanup.callback(_kill, process, leash)
         with contextlib.suppress(TimeoutError):
             if receive(channel, time.monotonic() + _START_LIMIT_S) == b"ready":
                 yield channel
@@ -194,60 +200,18 @@ def receive(channel: socket.socket, deadline: float) -> bytes:
     return data.removesuffix(b"\n")
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the whole tree."""
+def _kill(process: subprocess.Popen[bytes], leash: int | None) -> None:
+    """Ends the whole tree and waits for it; what remains of its processes is reaped inside."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        if leash is None:
+            # Only the first process of the namespace: unshare waits for it, and it for the rest.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        else:
+            os.write(leash, b".")
+        process.wait(1.0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
-
-
-@functools.cache
-def enter_script() -> str:
-    """The shell script that makes the new root and runs Python in it; $1 identity, $2 program.
-
-    The shell stays process 1 of the namespace: when the program ends, or the shell is killed, all
-    that the program started ends too. The new root is mounted over /proc, a folder that every
-    system has and the program must not see.
-    """
-    links = [path for path in shown() if path.is_symlink()]  # such as /lib -> usr/lib
-    folders = [path for path in shown() if path.is_dir() and path not in links]
-    files = [path for path in shown() if path not in links + folders]
-    parents = [path if path in folders else path.parent for path in shown()]
-    command = [tool("setpriv"), "$1", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
-    command += ["--bounding-set=-all", str(PYTHON), "-I", "-S", "-B", "-c", '"$2"']
-    return "\n".join(
-        [
-            "set -e",
-            "mount -t tmpfs -o mode=755,size=1m root /proc",
-            "cd /proc",
-            "mkdir -p dev tmp " + " ".join(quote(f".{parent}") for parent in parents),
-            *(f": > {quote(f'.{file}')}" for file in [Path("/dev/null"), *files]),
-            *(f"ln -s {quote(str(link.readlink()))} {quote(f'.{link}')}" for link in links),
-            "mount --bind /dev/null dev/null",
-            *(
-                f"mount --bind -o ro,nosuid,nodev {quote(str(path))} {quote(f'.{path}')}"
-                for path in folders + files
-            ),
-            "mount -t tmpfs -o mode=1777,size=16m,nr_inodes=1k,nosuid,nodev scratch tmp",
-            "mount -o remount,ro,nosuid /proc",
-            "chroot . " + " ".join(command),
-            "exit 0",
-        ]
-    )
-
-
-@functools.cache
-def shown() -> tuple[Path, ...]:
-    """What of the file system the program may read: Python, its libraries, setpriv."""
-    prefix = Path(sys.base_prefix).resolve()
-    python = PYTHON if prefix in (Path("/usr"), Path("/")) else prefix
-    libraries = [Path(path) for path in _LIBRARIES if Path(path).exists()]
-    tools = [Path(tool("setpriv"))] if shutil.which("setpriv") else []
-    return (*libraries, *tools, python)
-
-
-def tool(name: str) -> str:
-    path = shutil.which(name)
-    assert path is not None, "the probe has seen it"
-    return str(Path(path).resolve())

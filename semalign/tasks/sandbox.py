@@ -12,7 +12,7 @@ Tiers, strongest first. The probe really tries them and every verdict carries it
         filter of system calls and Landlock where the machine has them
     2   Landlock, a filter of system calls, resource limits and, as root, another uid: Python and
         its libraries can be read, nothing can be written, run, signalled or connected to. That a
-        file exists, and its size and dates, stay visible
+        file exists, its size, dates and links stay visible
     3   resource limits, an empty environment and a scratch folder; files and network stay open
 """
 
@@ -31,16 +31,15 @@ from dataclasses import dataclass
 from semalign.errors import UserError
 from semalign.tasks.isolation import LANDLOCK_NEEDED, landlock_version, syscall_filter
 from semalign.tasks.launcher import (
-    PYTHON,
     STRONGEST,
     WEAKEST,
     Launcher,
     SandboxError,
     in_namespaces,
     receive,
-    shown,
     started,
 )
+from semalign.tasks.root import PYTHON, shown
 from semalign.tasks.task import Program
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ def refused(action, *arguments):
         return
     raise AssertionError(f"{action.__name__} {arguments} is possible")
 refused(socket.socket)
+refused(socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM)
 refused(open, "/etc/passwd")
 refused(open, "/tmp/semalign-probe", "w")
 refused(os.mkdir, "/tmp/semalign-probe")

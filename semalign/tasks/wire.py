@@ -83,9 +83,8 @@ def _put(
     if not depth:
         raise RecursionError("a value is nested too deeply to leave its process")
     kind: Any = type(value)
-    if kind is type and value is vars(builtins).get(value.__name__):
-        data = value.__name__.encode()
-        return out(b"C%d:%b" % (len(data), data))
+    if kind is type and vars(builtins).get(name := value.__name__) is value:
+        return out(b"C%d:%b" % (len(name), name.encode()))
     for base in kind.__mro__:
         if base in _SCALARS:
             tag, read, _ = _SCALARS[base]
@@ -147,7 +146,7 @@ def _take(
     return _FROM_ITEMS[tag](items), at
 
 
-def _builtin_type(name: str) -> type:
+def _builtin_type(name: str) -> object:
     if not isinstance(found := vars(builtins).get(name), type):
         raise WireError("an unknown type")
     return found

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from semalign import zoo
 from semalign.config import Config, resolve
-from semalign.engine.transfer import Outcome, score, transfer
+from semalign.engine.evaluation import Candidate
+from semalign.engine.scoring import score_candidates
+from semalign.engine.transfer import Outcome, transfer
 from semalign.models.adapters import merge_adapter
 from semalign.models.loading import load_model
 
@@ -155,13 +157,10 @@ def test_plain_peft_and_a_merged_model_say_the_same(run: Run, tmp_path: Path) ->
         assert whole[0, prompt["input_ids"].shape[1] :].tolist() == record.tokens
 
     merge_adapter("zoo/student", adapter, tmp_path / "merged")
-    config = run.config.model_copy(
-        update={
-            "student": str(tmp_path / "merged"),
-            "evaluation": run.config.evaluation.model_copy(update={"tasks": ("gsm8k",)}),
-        }
-    )
-    merged = score(config, run.outcome.folder).records["student", "gsm8k", "test"]
+    settings = run.config.evaluation.model_copy(update={"tasks": ("gsm8k",)})
+    config = run.config.model_copy(update={"evaluation": settings})
+    student = Candidate(name="student", model=str(tmp_path / "merged"))
+    merged = score_candidates(config, [student]).records["student", "gsm8k", "test"]
     assert [record.tokens for record in merged] == [record.tokens for record in records]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +38,7 @@ IN_SCRATCH = "open('scratch', 'w').write('x'); assert open('scratch').read() == 
 FAILS = {
     "assert 1 + 1 == 3, 'no'": "AssertionError: no",
     "x = (": "SyntaxError",
-    "x = '\x00'": "SyntaxError",
+    "x = '\x00'": "null bytes",
     "x = '\ud800'": "UnicodeEncodeError",
     "undefined": "NameError",
     "raise SystemExit(0)": "ended before its tests",
@@ -106,7 +108,7 @@ RAISES = {
 }
 
 
-def run(solution: str, tests: str = "", timeout_s: float = 3.0) -> Verdict:
+def run(solution: str, tests: str = "", timeout_s: float = 10.0) -> Verdict:
     program = Program(solution=solution, tests=tests, entry=("f",))
     return sandbox.run(program, timeout_s=timeout_s, min_tier=WEAKEST)
 
@@ -228,6 +230,52 @@ def test_runs_at_once_do_not_disturb_one_another_and_leave_nothing(
     assert [verdict.passed for verdict in verdicts] == [True, False] * 100
     assert list(tmp_path.iterdir()) == []
     assert (len(list(files.iterdir())), mounts.read_text()) == before
+
+
+def test_a_solution_inherits_nothing_but_its_two_pipes(tier: int, tmp_path: Path) -> None:
+    """Not even of a caller with so many open files that their numbers exceed the limits inside."""
+    program = (
+        "import os\ndef is_open(fd):\n    try: os.fstat(fd)\n    except OSError: return False\n"
+        "    return True\nfds = [fd for fd in range(4096) if is_open(fd)]\n"
+        "assert fds[:3] == [0, 1, 2] and len(fds) == 5, fds\n"
+    )
+    with contextlib.ExitStack() as held:
+        for number in range(200):
+            held.enter_context((tmp_path / str(number)).open("w"))
+        assert run(program).reason == "passed"
+
+
+def test_nothing_outlives_a_caller_that_is_killed(tier: int) -> None:
+    solution = "import os, time\nos.fork()\ntime.sleep(987)"
+    caller = (
+        "from semalign.tasks import sandbox\nfrom semalign.tasks.task import Program\n"
+        f"found = sandbox._probe({tier})\nsandbox._launcher = lambda: found\nprint(flush=True)\n"
+        f"sandbox.run(Program(solution={solution!r}, tests=''), timeout_s=60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    deadline = time.monotonic() + 20
+    # The supervisor or the shell, the checker, the solution and its child are there.
+    while len(started := descendants(process.pid)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while alive(started) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(started) >= 4 and alive(started) == []
+
+
+def descendants(root: int) -> list[int]:
+    lines = subprocess.check_output(["ps", "-e", "-o", "pid=,ppid="], text=True).splitlines()
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, lines)}
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def test_the_weakest_tier_still_judges_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:

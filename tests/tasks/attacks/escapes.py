@@ -45,6 +45,16 @@ ESCAPES = {
     "abstract": _does(
         "import socket; socket.socket(socket.AF_UNIX).connect('\\0semalign-outside')"
     ),
+    "a datagram from a pair": _does(
+        "import socket\n"
+        "pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "pair[0].sendto(b'x', OUTSIDE + '/log')"
+    ),
+    "a raw datagram from a pair": _does(
+        "import socket\n"
+        "pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)\n"
+        "pair[0].sendto(b'x', OUTSIDE + '/log')"
+    ),
     "the internet": _does("import socket; socket.create_connection(('1.1.1.1', 53), 1)"),
     "names": _does("import socket; socket.getaddrinfo('example.org', 80)"),
     "listening": _does("import socket; socket.create_server(('127.0.0.1', 0))"),
@@ -124,6 +134,20 @@ ESCAPES = {
     "a signal to the group": _does("os.killpg(0, 0)"),
     "a signal by descriptor": _does("os.pidfd_open(VICTIM)"),
     "a signal of one's own": _calls("libc.syscall(129, VICTIM, 15, (ctypes.c_char * 128)())"),
+    "a signal to the owner of a descriptor": _does(
+        "import fcntl, socket\na, b = socket.socketpair()\n"
+        "fcntl.fcntl(a, fcntl.F_SETOWN, VICTIM); fcntl.fcntl(a, fcntl.F_SETSIG, 9)\n"
+        "fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC); b.send(b'x')"
+    ),
+    "a signal to the owner, by a long number": _calls(
+        "[libc.syscall(72, 0, ctypes.c_ulong(2**32 + 8), VICTIM),"
+        " libc.syscall(16, 0, ctypes.c_ulong(2**32 + 0x8901), (ctypes.c_int * 1)(VICTIM))][0]"
+    ),
+    "a signal to the owner of a socket": _does(
+        "import fcntl, socket, struct\na, b = socket.socketpair()\n"
+        "fcntl.ioctl(a, 0x8901, struct.pack('i', VICTIM))\n"
+        "fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC); b.send(b'x')"
+    ),
     "a trace": _calls("libc.ptrace(16, VICTIM, 0, 0)"),
     "a trace of the checker": _calls("libc.ptrace(16, os.getppid(), 0, 0)"),
     "a comparison": _calls("libc.syscall(312, os.getpid(), VICTIM, 0, 0, 0)"),

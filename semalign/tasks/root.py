@@ -1,0 +1,64 @@
+"""What of the file system generated code may see, and the shell script that makes a root of it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+from shlex import quote
+
+PYTHON = Path(sys.executable).resolve()  # outside any virtual environment
+_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64")
+
+
+@functools.cache
+def enter_script() -> str:
+    """The shell script that makes the new root and runs Python in it; $1 identity, $2 program.
+
+    The shell stays process 1 of the namespace: when the program ends, or the shell is killed, all
+    that the program started ends too. The new root is mounted over /proc, a folder that every
+    system has and the program must not see.
+    """
+    links = [path for path in shown() if path.is_symlink()]  # such as /lib -> usr/lib
+    folders = [path for path in shown() if path.is_dir() and path not in links]
+    files = [path for path in shown() if path not in links + folders]
+    parents = [path if path in folders else path.parent for path in shown()]
+    command = [tool("setpriv"), "$1", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
+    command += ["--bounding-set=-all", str(PYTHON), "-I", "-S", "-B", "-c", '"$2"']
+    return "\n".join(
+        [
+            "set -e",
+            "mount -t tmpfs -o mode=755,size=1m root /proc",
+            "cd /proc",
+            "mkdir -p dev tmp " + " ".join(quote(f".{parent}") for parent in parents),
+            *(f": > {quote(f'.{file}')}" for file in [Path("/dev/null"), *files]),
+            *(f"ln -s {quote(str(link.readlink()))} {quote(f'.{link}')}" for link in links),
+            "mount --bind /dev/null dev/null",
+            *(
+                f"mount --bind -o ro,nosuid,nodev {quote(str(path))} {quote(f'.{path}')}"
+                for path in folders + files
+            ),
+            "mount -t tmpfs -o mode=1777,size=16m,nr_inodes=1k,nosuid,nodev scratch tmp",
+            "mount -o remount,ro,nosuid /proc",
+            "chroot . " + " ".join(command),
+            "exit 0",
+        ]
+    )
+
+
+@functools.cache
+def shown() -> tuple[Path, ...]:
+    """What of the file system the program may read: Python, its libraries, setpriv."""
+    prefix = Path(sys.base_prefix).resolve()
+    python = PYTHON if prefix in (Path("/usr"), Path("/")) else prefix
+    libraries = [Path(path) for path in _LIBRARIES if Path(path).exists()]
+    tools = [Path(tool("setpriv"))] if shutil.which("setpriv") else []
+    return (*libraries, *tools, python)
+
+
+def tool(name: str) -> str:
+    """The path of a program that the machine is known to have."""
+    path = shutil.which(name)
+    assert path is not None, "the probe has seen it"
+    return str(Path(path).resolve())
