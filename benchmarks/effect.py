@@ -54,7 +54,7 @@ def train_one(job: TrainJob, tokens: list[Tokens], folder: Path) -> Path:
     torch.set_num_threads(1)
     if not folder.exists():
         tail = build_tail(job, tokens, torch.device("cpu"))
-        train(tail, tokens, job.settings, on_epoch=lambda measured, save: None)
+        train(tail, job.settings, on_epoch=lambda measured, save: None)
         beside = folder.with_name(f".{folder.name}")
         shutil.rmtree(beside, ignore_errors=True)
         save_adapter(tail.model, beside, job.student.path)

@@ -46,9 +46,18 @@ def main(
         job, example = _EXAMPLES[schema]
         print(USAGE.format(job=job, example=example))
         return 0
-    try:
+
+    def act() -> None:
         config, only_plan = parse(arguments, schema)
         (plan if only_plan else run)(config)
+
+    return _status(act)
+
+
+def _status(act: Callable[[], None]) -> int:
+    """The exit status of `act`, whose error is said in one line."""
+    try:
+        act()
     except UserError as error:
         # raised in another process, it comes wrapped with that process's traceback
         print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
@@ -57,3 +66,43 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+SWEEP_USAGE = """usage: python ray_jobs/ablate.py sweep=FILE [--plan] [--yes] [key=value ...]
+
+  sweep=FILE       the sweep, e.g. sweeps/pairing.yaml
+  --plan           say what would happen and cost, and stop; loads no weights
+  --yes            run more than 10,000 trials
+  key=value        override of the sweep's base, e.g. training.epochs=1
+  sweep.key=value  override of the sweep itself, e.g. sweep.seeds=[0]
+"""
+
+
+def main_sweep(
+    arguments: Sequence[str],
+    *,
+    run: Callable[..., object],
+    plan: Callable[..., object],
+) -> int:
+    """As `main`, for a sweep."""
+    if "--help" in arguments or "-h" in arguments:
+        print(SWEEP_USAGE)
+        return 0
+    return _status(lambda: _sweep(arguments, run, plan))
+
+
+def _sweep(
+    arguments: Sequence[str], run: Callable[..., object], plan: Callable[..., object]
+) -> None:
+    options = {word for word in arguments if word.startswith("-")}
+    if unknown := options - {"--plan", "--yes"}:
+        raise UserError(f"{min(unknown)}: unknown option; expected --plan, --yes or key=value")
+    words = [word for word in arguments if word not in options]
+    files = [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]
+    if len(files) != 1:
+        raise UserError("expected one sweep=FILE, e.g. sweep=sweeps/pairing.yaml")
+    overrides = [word for word in words if not word.startswith("sweep=")]
+    from semalign.stages.sweep import load_sweep
+
+    sweep = load_sweep(files[0], overrides)
+    (plan if "--plan" in options else run)(sweep, yes="--yes" in options)

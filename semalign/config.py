@@ -20,6 +20,7 @@ from semalign.errors import UserError, nearest
 TaskName = Literal["mmlu", "gsm8k", "humaneval", "mbpp"]
 Interface = Literal["mlp", "attn", "both"]
 Positions = Literal["all", "answer"]
+Objective = Literal["cosine", "fisher", "geometry"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layer = Annotated[int, Field(ge=1)]
 
@@ -31,13 +32,20 @@ class Settings(BaseModel):
 
 
 class Data(Settings):
-    """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published schemas."""
+    """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published schemas.
+
+    Of the training examples the first `labelled_limit` carry their answers, the others are prompts
+    only: nothing of L_CE, but all of L_align and L_KL. `label_noise` is the share of the labelled
+    ones that are given the answer of another example, the same ones for every `seed`.
+    """
 
     root: str = "zoo/data"
     task: TaskName = "mmlu"
     train_split: str = "train"
     attribution_split: str = "extract"
     train_limit: Annotated[int, Field(ge=1)] | None = None
+    labelled_limit: Annotated[int, Field(ge=1)] | None = None
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_length: Annotated[int, Field(ge=2)] = 1024
 
 
@@ -51,7 +59,11 @@ class Attribution(Settings):
 
 
 class Pairing(Settings):
-    """Which student layer learns from which teacher layer (section 4.1)."""
+    """Which student layer learns from which teacher layer (section 4.1).
+
+    Strategies: `attributed`, `proportional`, `interpolated`, `cka` (the student layer most similar
+    to the critical teacher layer), `explicit`; controls `last`, `random`, `reverse`.
+    """
 
     strategy: str = "attributed"
     explicit: tuple[tuple[Layer, Layer], ...] | None = None
@@ -93,20 +105,38 @@ class Alignment(Settings):
 
 
 class Loss(Settings):
-    """Eq. 5: alpha * L_cos + beta * L_CE. A zero weight switches the term off (a control).
+    """alpha * L_align + beta * L_CE + gamma * L_KL (Eq. 5 with gamma 0). A zero weight switches the
+    term off: nothing of it is computed, nor of the teacher what only it needs.
+
+    `objective` is L_align, between the student's sublayer and the teacher's: `cosine` (Eq. 3),
+    `fisher` (the distance of what the LM heads read from them, in the metric of the teacher's
+    softmax; needs no map) or `geometry` (the distances between the tokens of a sequence). L_KL is
+    KL(teacher || student) at the output, where L_align looks (`extraction.positions`).
 
     The paper gives no values. On the shipped family's dev split every alpha of 0.1 and more was
     below cross-entropy alone under the cosine map, the more the larger (see the README).
     """
 
+    objective: Objective = "cosine"
     alpha: Annotated[float, Field(ge=0)] = 0.1
     beta: Annotated[float, Field(ge=0)] = 1.0
+    gamma: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Loss:
-        if self.alpha == 0 and self.beta == 0:
-            raise ValueError("alpha and beta are both 0: there is nothing to learn")
+        if self.alpha == self.beta == self.gamma == 0:
+            raise ValueError("alpha, beta and gamma are all 0: there is nothing to learn")
         return self
+
+    @property
+    def uses_map(self) -> bool:
+        """Whether the teacher's rows have to be brought to the student's space."""
+        return self.alpha > 0 and self.objective != "fisher"
+
+    @property
+    def uses_teacher_head(self) -> bool:
+        """Whether the teacher's logits are made while the student is trained."""
+        return self.gamma > 0 or (self.alpha > 0 and self.objective == "fisher")
 
 
 class Lora(Settings):

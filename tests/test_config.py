@@ -49,6 +49,8 @@ def test_frozen() -> None:
         ("training.lora.rnk=1", "training.lora.rnk: unknown key; did you mean 'rank'?"),
         ("training.adapter=lor", "training.adapter='lor': did you mean 'lora'?"),
         ("data.task=xyz", "data.task='xyz': expected one of: gsm8k, humaneval, mbpp, mmlu"),
+        ("loss.objective=fischer", "loss.objective='fischer': did you mean 'fisher'?"),
+        ("data.label_noise=2", "data.label_noise=2"),
         ("loss.alpha=much", "loss.alpha='much': Input should be a valid number"),
         ("training.batch_size=0", "training.batch_size=0"),
         ("loss=3", "loss=3: expected a mapping of keys"),
@@ -63,9 +65,28 @@ def test_mistakes_name_the_key(override: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_both_weights_zero() -> None:
-    with pytest.raises(UserError, match="nothing to learn"):
+def test_all_weights_zero() -> None:
+    with pytest.raises(
+        UserError, match="alpha, beta and gamma are all 0: there is nothing to learn"
+    ):
         resolve([], ["loss.alpha=0", "loss.beta=0"])
+    resolve([], ["loss.alpha=0", "loss.beta=0", "loss.gamma=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "uses_map", "uses_teacher_head"),
+    [
+        ([], True, False),
+        (["loss.alpha=0"], False, False),
+        (["loss.gamma=1"], True, True),
+        (["loss.objective=geometry"], True, False),
+        (["loss.objective=fisher"], False, True),
+        (["loss.objective=fisher", "loss.alpha=0"], False, False),
+    ],
+)
+def test_what_a_loss_needs(overrides: list[str], uses_map: bool, uses_teacher_head: bool) -> None:
+    loss = resolve([], overrides).loss
+    assert (loss.uses_map, loss.uses_teacher_head) == (uses_map, uses_teacher_head)
 
 
 def test_a_file_that_is_not_there() -> None:

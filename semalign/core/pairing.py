@@ -7,8 +7,9 @@ converted: show people `paper_number(layer)`.
 
 from __future__ import annotations
 
+import math
 import random as random_module
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,6 +41,7 @@ class Request:
     """What a strategy may look at. All layers are 1-based, as in the paper.
 
     `critical`: teacher layers, most critical first. `explicit`: the user's (teacher, student).
+    `similarity`: a row a teacher layer, a column a student layer; None where nobody measured it.
     """
 
     num_teacher_layers: int
@@ -47,6 +49,7 @@ class Request:
     critical: tuple[int, ...]
     seed: int
     explicit: tuple[tuple[int, int], ...]
+    similarity: tuple[tuple[float, ...], ...] | None = None
 
 
 # A pair in the paper's numbering: {teacher layer: weight}, student layer.
@@ -85,6 +88,16 @@ def k_dagger(critical: int, num_teacher_layers: int, num_student_layers: int) ->
     if critical <= 1:
         return 1
     return min(-(-critical * num_student_layers // num_teacher_layers), num_student_layers)
+
+
+def all_pairs(num_teacher_layers: int, num_student_layers: int) -> list[tuple[int, int]]:
+    """Every (teacher, student) pair, both 1-based, for a search through all of them.
+
+    Each is a transfer of its own (an `explicit` pair): one transfer trains a student layer to say
+    what one target says, so there is no strategy of that name.
+    """
+    teachers, students = range(1, num_teacher_layers + 1), range(1, num_student_layers + 1)
+    return [(teacher, student) for teacher in teachers for student in students]
 
 
 def interpolation(
@@ -128,11 +141,36 @@ def interpolated(request: Request) -> list[PaperPair]:
 
 
 @strategy
+def cka(request: Request) -> list[PaperPair]:
+    """(l*, the student layer of highest linear CKA with l*); of equals the shallowest."""
+    if request.similarity is None:
+        raise UserError(
+            "pairing strategy 'cka' needs the similarity of every teacher and student layer"
+        )
+    pairs: list[PaperPair] = []
+    for layer in request.critical:
+        row = request.similarity[code_index(layer)]
+        pairs.append(({layer: 1.0}, paper_number(row.index(max(row)))))
+    return pairs
+
+
+@strategy
 def explicit(request: Request) -> list[PaperPair]:
     """The user's own (teacher, student) pairs, counted from 1."""
     if not request.explicit:
         raise UserError("pairing strategy 'explicit' needs a list of (teacher, student) layers")
     return [({teacher: 1.0}, student) for teacher, student in request.explicit]
+
+
+@strategy
+def reverse(request: Request) -> list[PaperPair]:
+    """Negative control: (l*, L_S + 1 - k-dagger), the wrong end of the student.
+
+    At the very middle of an odd number of layers the two ends meet: no control there.
+    """
+    sizes = request.num_teacher_layers, request.num_student_layers
+    top = request.num_student_layers + 1
+    return [({layer: 1.0}, top - k_dagger(layer, *sizes)) for layer in request.critical]
 
 
 @strategy
@@ -159,13 +197,16 @@ def pair_layers(
     critical: list[int],
     seed: int = 0,
     explicit: list[tuple[int, int]] | None = None,
+    similarity: Sequence[Sequence[float]] | None = None,
 ) -> list[Pair]:
     """The pairs of a transfer, 0-based; each student layer at most once (its most critical pair).
 
     **Arguments**: `critical` teacher layers, 0-based, most critical first (`critical_layers`);
-    `explicit` pairs as configured, counted from 1.
+    `explicit` pairs as configured, counted from 1; `similarity`, needed by `cka` alone: a row a
+    teacher layer, a column a student layer (`MinibatchCKA.matrix`).
 
-    **Raises** `UserError` for an unknown strategy or a layer out of range.
+    **Raises** `UserError` for an unknown strategy, a layer out of range, and a similarity that is
+    missing, not finite or of another shape.
     """
     if strategy not in STRATEGIES:
         raise UserError(
@@ -177,6 +218,7 @@ def pair_layers(
         critical=tuple(paper_number(layer) for layer in critical),
         seed=seed,
         explicit=tuple(explicit or ()),
+        similarity=_checked(similarity, num_teacher_layers, num_student_layers),
     )
     pairs: dict[int, Pair] = {}
     for weights, student in STRATEGIES[strategy](request):
@@ -189,6 +231,22 @@ def pair_layers(
         pair = Pair(teacher, tuple(mixture.values()), code_index(student))
         pairs.setdefault(pair.student, pair)
     return list(pairs.values())
+
+
+def _checked(
+    similarity: Sequence[Sequence[float]] | None, rows: int, columns: int
+) -> tuple[tuple[float, ...], ...] | None:
+    if similarity is None:
+        return None
+    matrix = tuple(tuple(float(value) for value in row) for row in similarity)
+    found = len(matrix), *{len(row) for row in matrix}
+    if found != (rows, columns):
+        raise UserError(
+            f"similarity has shape {found}; expected ({rows}, {columns}), teacher by student layers"
+        )
+    if not all(math.isfinite(value) for row in matrix for value in row):
+        raise UserError("similarity is not finite: try dtype float32 or bfloat16")
+    return matrix
 
 
 def _check_range(side: str, number: int, num_layers: int) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayActorError
 from tqdm.auto import tqdm
 
-from semalign.engine.generation import LORA_RANKS, EngineShape, start_engine
+from semalign.engine.generation import ANYWHERE, LORA_RANKS, EngineShape, start_engine
 from semalign.models.loading import load_config, load_tokenizer, resolve
 from semalign.models.peft_folder import adapter_fingerprint, adapter_rank
 from semalign.stages.evaluate import (
@@ -115,24 +115,55 @@ def _judge(
 
 
 def dispatch(
-    units: list[Unit], shape: EngineShape, sandbox: SandboxLimits, protocol: Protocol
+    units: list[Unit],
+    shape: EngineShape,
+    sandbox: SandboxLimits,
+    protocol: Protocol,
+    engines: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Generate and judge all units, handling whatever is done next: a generation or a verdict."""
+    """Generate and judge all units, handling whatever is done next: a generation or a verdict.
+
+    ``engines`` are those that run already, by model; what is missing is started, and ended.
+    """
     total = sum(len(unit.missing) for unit in units)
     pending: Pending = {}
+    quiet = ray.get_runtime_context().get_actor_id() is not None  # not the driver's terminal
     with contextlib.ExitStack() as stack:
         bars = {
-            name: stack.enter_context(tqdm(total=total, desc=name, unit="item", position=line))
+            name: stack.enter_context(
+                tqdm(total=total, desc=name, unit="item", position=line, disable=quiet)
+            )
             for line, name in enumerate(("generate", "judge"))
         }
         for model in dict.fromkeys(unit.candidate.model for unit in units):
             served = [unit for unit in units if unit.candidate.model == model]
-            engines = _Engines(model, served, shape, sandbox, protocol, pending, bars)
-            stack.callback(engines.close)
-            engines.feed()
+            shared = engines.get(model, ())
+            group = _Engines(model, served, shape, sandbox, protocol, pending, bars, shared)
+            stack.callback(group.close)
+            group.feed()
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
             pending.pop(done[0])(done[0])
+
+
+def fitted(shape: EngineShape, model: str) -> EngineShape:
+    """The shape with no more context than the model has."""
+    config = load_config(model, trust_remote_code=shape.trust_remote_code).get_text_config()
+    length = min(shape.max_model_len, config.max_position_embeddings)
+    return dataclasses.replace(shape, max_model_len=length)
+
+
+def start_engines(model: str, shape: EngineShape, ranks: Sequence[int], number: int) -> list[Any]:
+    """Engines of a base model, with room for one adapter of any of these ranks at a time."""
+    room = next(rank for rank in LORA_RANKS if rank >= max(ranks)) if ranks else None
+    path, shape = str(resolve(model)), fitted(shape, model)
+    print(f"[engines] {number} for {model}, LoRA rank up to {room or 0}", flush=True)
+    return [start_engine(path, shape, room) for _ in range(number)]
+
+
+def stop_engines(engines: Iterable[Any]) -> None:
+    for engine in engines:
+        ray.kill(engine)
 
 
 class _Engines:
@@ -150,24 +181,24 @@ class _Engines:
         protocol: Protocol,
         pending: Pending,
         bars: dict[str, Any],
+        shared: Sequence[Any],
     ) -> None:
         self.model, self.sandbox, self.protocol = model, sandbox, protocol
         self.pending, self.bars = pending, bars
-        trust = shape.trust_remote_code
-        config = load_config(model, trust_remote_code=trust).get_text_config()
-        length = min(shape.max_model_len, config.max_position_embeddings)
-        shape = dataclasses.replace(shape, max_model_len=length)
-        tokenizer = load_tokenizer(model, trust_remote_code=trust)
+        shape = fitted(shape, model)
+        tokenizer = load_tokenizer(model, trust_remote_code=shape.trust_remote_code)
         self.waiting = deque(_batches(units, tokenizer, shape, protocol))
         self.adapters = {
             folder: (str(Path(folder).resolve()), adapter_fingerprint(folder))
             for unit in units
             if (folder := unit.candidate.adapter)
         }
-        ranks = [adapter_rank(folder) for folder in self.adapters]
-        room = next(rank for rank in LORA_RANKS if rank >= max(ranks)) if ranks else None
-        number = min(shape.num_engines, len(self.waiting))
-        self.load = {start_engine(str(resolve(model)), shape, room): 0 for _ in range(number)}
+        self.shared = bool(shared)
+        if not shared:
+            ranks = [adapter_rank(folder) for folder in self.adapters]
+            number = min(shape.num_engines, len(self.waiting))
+            shared = start_engines(model, shape, ranks, number)
+        self.load = dict.fromkeys(shared, 0)
 
     def feed(self) -> None:
         """Give waiting batches to the idlest engines; end the engines after the last batch."""
@@ -187,7 +218,8 @@ class _Engines:
         self.load[engine] -= 1
         self.bars["generate"].update(len(batch.requests))
         items = batch.examples, batch.requests, generated
-        judged = _judge.remote(*items, batch.unit.split, self.protocol, self.sandbox)
+        judge = _judge.options(scheduling_strategy=ANYWHERE)
+        judged = judge.remote(*items, batch.unit.split, self.protocol, self.sandbox)
         self.pending[judged] = partial(self._judged, batch)
         self.feed()
 
@@ -203,6 +235,6 @@ class _Engines:
         self.bars["judge"].update(len(batch.requests))
 
     def close(self) -> None:
-        for engine in self.load:
-            ray.kill(engine)
+        if not self.shared:
+            stop_engines(self.load)
         self.load = {}

@@ -6,10 +6,11 @@ Judged batches are kept on disk, so that a run that was killed goes on with the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from semalign.engine.dispatch import Candidate, Unit, dispatch
 from semalign.engine.generation import EngineShape
@@ -49,8 +50,11 @@ def evaluate(
     shape: EngineShape,
     sandbox: SandboxLimits,
     protocol: Protocol,
+    engines: Mapping[str, Sequence[Any]] | None = None,
 ) -> Evaluation:
     """Score every candidate on every task and split; needs a running Ray.
+
+    ``engines`` that run already, by model, are used and left running.
 
     Records go to ``folder``, one Parquet file a candidate, task and split, named by everything that
     decides them; items already there are not asked again. Raises UserError for bad input, and for a
@@ -76,7 +80,7 @@ def evaluate(
     generated = sum(len(unit.missing) for unit in todo)
     if todo:
         folder.mkdir(parents=True, exist_ok=True)
-        dispatch(todo, shape, sandbox, protocol)
+        dispatch(todo, shape, sandbox, protocol, engines or {})
     records = {key: read_records(unit.file) for key, unit in units.items()}
     return Evaluation(
         protocol=protocol,

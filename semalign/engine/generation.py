@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from semalign.stages.evaluate import Generation, GenerationRequest
 
+# Not in the placement group of the process that starts it, which may be a Ray Tune trial's.
+ANYWHERE = PlacementGroupSchedulingStrategy(placement_group=None)
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts
 
 
@@ -131,6 +134,7 @@ def start_engine(model: str, shape: EngineShape, max_lora_rank: int | None) -> A
     actor = ray.remote(Engine).options(
         num_cpus=shape.num_cpus,
         num_gpus=shape.num_gpus * shape.tensor_parallel_size,
+        scheduling_strategy=ANYWHERE,
         max_restarts=shape.max_restarts,
         max_task_retries=shape.max_restarts,
         runtime_env={"env_vars": environment},

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from semalign.config import Config
-from semalign.core.pairing import Pair, pair_layers
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.errors import UserError
-from semalign.stages.inputs import Inputs, load_inputs
-from semalign.stages.plan import Plan, make_plan
-
-INDEPENDENT = ("explicit", "last")  # strategies that do not look at the attribution
+from semalign.report.table import terminal
+from semalign.stages.inputs import load_inputs
+from semalign.stages.plan import Plan, Step, known_pairs, make_plan
+from semalign.stages.sweep import Sweep
+from semalign.stages.sweep_plan import plan_sweep, rows
+from semalign.stages.trials import trials
 
 
 def show_plan(config: Config) -> None:
@@ -25,29 +27,34 @@ def show_plan(config: Config) -> None:
     _print(config, plan)
     available = _available(config)
     check_resources(config, available)
-    for step in plan.steps:
+    _check_memory(plan.steps, available)
+
+
+def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
+    """Print what a sweep needs once, and what its trials would need one by one.
+
+    Raises UserError when the cluster cannot hold it.
+    """
+    planned = trials(sweep, yes=yes)
+    plan = plan_sweep(planned)
+    console = Console(soft_wrap=True)
+    console.print(terminal(sweep.description, *rows(plan)))
+    if not plan.exact:
+        console.print("some pairs are decided by attribution: those figures are upper bounds")
+    for config in {trial.setting: trial.config for trial in planned}.values():
+        available = _available(config)
+        check_resources(config, available)
+    _check_memory([plan.peak], available)
+
+
+def _check_memory(steps: Sequence[Step], available: dict[str, float]) -> None:
+    for step in steps:
         needed = step.memory * step.actors
         if step.gpus == 0 and needed > available["memory"]:
             raise UserError(
                 f"{step.name}: needs about {_bytes(needed)} of memory, the cluster has "
                 f"{_bytes(available['memory'])}; use fewer actors or a smaller dtype"
             )
-
-
-def known_pairs(config: Config, inputs: Inputs) -> tuple[Pair, ...] | None:
-    """The pairs, if they can be told without attributing."""
-    if config.pairing.strategy not in INDEPENDENT:
-        return None
-    return tuple(
-        pair_layers(
-            config.pairing.strategy,
-            num_teacher_layers=inputs.teacher.num_hidden_layers,
-            num_student_layers=inputs.student.num_hidden_layers,
-            critical=[],
-            seed=config.seed,
-            explicit=list(config.pairing.explicit or ()),
-        )
-    )
 
 
 def _available(config: Config) -> dict[str, float]:

@@ -57,7 +57,7 @@ def finish(
     run.tags(
         {
             "vocabulary.overlap": f"{inputs.overlap.fraction:.4f}",
-            "adapter.sha256": _manifest(folder)["sha256"],
+            "adapter.sha256": manifest(folder)["sha256"],
         }
     )
     report = folder / "report.md"
@@ -122,7 +122,7 @@ def show(config: Config, evaluation: Evaluation, folder: Path, run_id: str) -> N
         console.print(table.terminal(title, *_table(config, evaluation, split)))
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
     console.print(f"protocol {table.protocol(evaluation.protocol)}")
-    console.print(f"adapter sha256: {_manifest(folder)['sha256']}")
+    console.print(f"adapter sha256: {manifest(folder)['sha256']}")
     console.print(f"adapter and report: {folder}")
     console.print(f"MLflow run {run_id}; to open it:")
     console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")
@@ -152,7 +152,7 @@ def sandbox_tier(evaluation: Evaluation) -> str:
     return str(max(tiers)) if tiers else "none"
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 

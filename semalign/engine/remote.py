@@ -21,19 +21,42 @@ def attribute(
     import torch
 
     from semalign.models.layers import find_decoder, verify_structure
-    from semalign.models.loading import load_model
     from semalign.stages import attribute as stage
 
     torch.set_num_threads(_threads())
-    model = load_model(
+    model = _load(spec, device_map)
+    verify_structure(find_decoder(model))
+    return stage.attribute(model, tokens, **how)
+
+
+@ray.remote(max_retries=2)
+def similarity(
+    specs: tuple[ModelSpec, ModelSpec],
+    device_map: str | None,
+    tokens: tuple[list[Any], list[Any]],
+    *,
+    batch_size: int,
+) -> list[list[float]]:
+    """Of teacher and student, side by side: memory for both."""
+    import torch
+
+    from semalign.stages.similarity import layer_similarity
+
+    torch.set_num_threads(_threads())
+    teacher, student = (_load(spec, device_map) for spec in specs)
+    return layer_similarity(teacher, student, *tokens, batch_size=batch_size)
+
+
+def _load(spec: ModelSpec, device_map: str | None) -> Any:
+    from semalign.models.loading import load_model
+
+    return load_model(
         spec.path,
         dtype=spec.dtype,
         device="cuda" if ray.get_gpu_ids() and device_map is None else None,
         device_map=device_map,
         trust_remote_code=spec.trust_remote_code,
     )
-    verify_structure(find_decoder(model))
-    return stage.attribute(model, tokens, **how)
 
 
 @ray.remote(max_retries=2)

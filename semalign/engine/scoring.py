@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,9 +24,33 @@ from semalign.stages.inputs import check_writable
 from semalign.stages.store import content_key
 from semalign.tasks import load_split
 
+_SHAPE = (
+    "num_engines",
+    "num_cpus",
+    "num_gpus",
+    "tensor_parallel_size",
+    "max_model_len",
+    "kv_cache_gb",
+    "max_restarts",
+    "batch_items",
+)
 
-def score_candidates(config: Config, candidates: Sequence[Candidate]) -> Evaluation:
-    """Score any models and adapters by a transfer's evaluation settings."""
+
+def engine_shape(settings: Settings, dtype: str, trust_remote_code: bool) -> EngineShape:
+    """What the settings ask of each engine."""
+    given = settings.model_dump(include=set(_SHAPE))
+    return EngineShape(dtype=dtype, trust_remote_code=trust_remote_code, **given)
+
+
+def score_candidates(
+    config: Config,
+    candidates: Sequence[Candidate],
+    engines: Mapping[str, Sequence[Any]] | None = None,
+) -> Evaluation:
+    """Score any models and adapters by a transfer's evaluation settings.
+
+    ``engines`` that run already, by model, are used and left running.
+    """
     return _score(
         config.evaluation,
         candidates,
@@ -33,6 +58,7 @@ def score_candidates(config: Config, candidates: Sequence[Candidate]) -> Evaluat
         work=config.work,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
+        engines=engines,
     )
 
 
@@ -148,6 +174,7 @@ def _score(
     work: Path,
     dtype: str,
     trust_remote_code: bool,
+    engines: Mapping[str, Sequence[Any]] | None = None,
 ) -> Evaluation:
     return evaluate(
         candidates,
@@ -155,23 +182,8 @@ def _score(
         splits=settings.splits,
         root=data_root(root),
         folder=work / "evaluations",
-        shape=EngineShape(
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            **settings.model_dump(include=set(ENGINE_SETTINGS)),
-        ),
+        shape=engine_shape(settings, dtype, trust_remote_code),
         sandbox=_limits(settings),
         protocol=chosen_protocol(settings),
+        engines=engines,
     )
-
-
-ENGINE_SETTINGS = (
-    "num_engines",
-    "num_cpus",
-    "num_gpus",
-    "tensor_parallel_size",
-    "max_model_len",
-    "kv_cache_gb",
-    "max_restarts",
-    "batch_items",
-)

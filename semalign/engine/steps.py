@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -20,14 +19,25 @@ from semalign.core.attribution import critical_layers
 from semalign.core.pairing import Pair, pair_layers, paper_number
 from semalign.engine import remote
 from semalign.engine.extraction import ActorShape, extract
-from semalign.engine.training import WorkerShape, fit
+from semalign.engine.tracking import Run
+from semalign.engine.training import Score, WorkerShape, fit
 from semalign.models.loading import model_fingerprint, tokenizer_fingerprint
-from semalign.stages.align import columns_of
+from semalign.stages.align import teacher_columns
 from semalign.stages.data import Tokens, fingerprint
 from semalign.stages.inputs import Inputs
-from semalign.stages.job import ModelSpec, TrainJob
+from semalign.stages.job import Hyperparameters, ModelSpec, TrainJob
 from semalign.stages.store import ActivationStore, Column, Identity, content_key, write_json
-from semalign.stages.train import Hyperparameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Columns of one store, and what they are computed from."""
+
+    stage: str
+    model: ModelSpec
+    tokens: list[Tokens]
+    columns: frozenset[Column]
+    identity: Identity
 
 
 @dataclass
@@ -36,6 +46,7 @@ class Steps:
 
     config: Config
     inputs: Inputs
+    quiet: bool = False  # say only what is really done
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +66,8 @@ class Steps:
         start = time.monotonic()
         yield notes
         self.seconds[name] = time.monotonic() - start
+        if self.quiet and (name == "pair" or any("already there" in note for note in notes)):
+            return
         print(f"[{name}] {self.seconds[name]:.1f} s  {'; '.join(notes)}", flush=True)
 
     @property
@@ -73,12 +86,10 @@ class Steps:
         file = self.config.work / "attributions" / f"{key}.json"
         with self.stage("attribute") as notes:
             if file.exists():
-                scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
                 notes.append("already there")
             else:
-                task = remote.attribute.options(**self.gpu_shape)
                 scores = ray.get(
-                    task.remote(
+                    remote.attribute.options(**self.gpu_shape).remote(
                         self.teacher,
                         self.config.extraction.device_map,
                         tokens,
@@ -88,11 +99,36 @@ class Steps:
                 )
                 write_json(file, {**how, "layer_numbers": "from 0", "scores": scores})
             notes.append(f"{len(tokens)} examples, {settings.granularity}, {settings.aggregation}")
-        return list(scores)
+        return list(json.loads(file.read_text(encoding="utf-8"))["scores"])
+
+    def similarity(self) -> list[list[float]]:
+        """CKA of each teacher layer with each student layer (5.3), from the attribution split."""
+        tokens = (self.inputs.attribution_teacher, self.inputs.attribution)
+        prints = [fingerprint(examples) for examples in tokens]
+        batch_size = self.config.attribution.batch_size
+        key = content_key("similarity", self.prints, prints, batch_size, self.config.dtype)
+        file = self.config.work / "similarities" / f"{key}.json"
+        with self.stage("similarity") as notes:
+            if file.exists():
+                notes.append("already there")
+            else:
+                matrix = ray.get(
+                    remote.similarity.options(**self.gpu_shape).remote(
+                        (self.teacher, self.student),
+                        self.config.extraction.device_map,
+                        tokens,
+                        batch_size=batch_size,
+                    )
+                )
+                numbers = "from 0; a row a teacher layer, a column a student layer"
+                write_json(file, {"layer_numbers": numbers, "cka": matrix})
+            notes.append(f"CKA of all layers, {len(tokens[0])} examples")
+        return list(json.loads(file.read_text(encoding="utf-8"))["cka"])
 
     def pair(self, scores: Sequence[float]) -> tuple[Pair, ...]:
         """The pairs to train (section 4.1)."""
         pairing = self.config.pairing
+        similarity = self.similarity() if pairing.strategy == "cka" else None
         with self.stage("pair") as notes:
             pairs = pair_layers(
                 pairing.strategy,
@@ -101,22 +137,35 @@ class Steps:
                 critical=critical_layers(list(scores), self.config.attribution.top_n),
                 seed=self.config.seed,
                 explicit=list(pairing.explicit) if pairing.explicit else None,
+                similarity=similarity,
             )
             notes.append(pairing.strategy)
             notes += [str(pair) for pair in pairs]
         return tuple(pairs)
 
-    def extract(self, pairs: Sequence[Pair]) -> tuple[ActivationStore, ActivationStore]:
-        """The teacher's sublayer outputs, and the student's input to its first trained layer."""
+    def extract(self, pairs: Sequence[Pair]) -> tuple[ActivationStore | None, ActivationStore]:
+        """What the teacher said (None: the loss needs nothing of it), and the student's input to
+        its first trained layer.
+        """
+        said, prefix = self.needs(pairs)
+        return self.fill(said) if said.columns else None, self.fill(prefix)
+
+    def needs(self, pairs: Sequence[Pair]) -> tuple[Need, Need]:
+        """What `extract` fills: the teacher's store, maybe with no column, and the student's."""
         config, inputs = self.config, self.inputs
-        wanted = columns_of(pairs, config.interfaces)
-        wanted += [(layer, name) for layer in inputs.extra_layers for name in config.interfaces]
-        said = self._fill(
-            "extract",
-            self.teacher,
-            inputs.train_teacher,
-            [Column(*column) for column in wanted],
-            self.identity(
+        wanted = teacher_columns(
+            pairs,
+            config.loss,
+            config.interfaces,
+            num_layers=inputs.teacher.num_hidden_layers,
+            extra_layers=inputs.extra_layers,
+        )
+        said = Need(
+            stage="extract",
+            model=self.teacher,
+            tokens=inputs.train_teacher,
+            columns=frozenset(wanted),
+            identity=self.identity(
                 "teacher",
                 inputs.train_teacher,
                 config.extraction.positions,
@@ -125,27 +174,23 @@ class Steps:
             ),
         )
         first = min(pair.student for pair in pairs)
-        prefix = self._fill(
-            "prefix",
-            self.student,
-            inputs.train,
-            [Column(first, "input")],
-            self.identity("student", inputs.train, "all", config.dtype, inputs.student.hidden_size),
+        prefix = Need(
+            stage="prefix",
+            model=self.student,
+            tokens=inputs.train,
+            columns=frozenset([Column(first, "input")]),
+            identity=self.identity(
+                "student", inputs.train, "all", config.dtype, inputs.student.hidden_size
+            ),
         )
         return said, prefix
 
-    def _fill(
-        self,
-        stage: str,
-        model: ModelSpec,
-        tokens: list[Tokens],
-        columns: list[Column],
-        identity: Identity,
-    ) -> ActivationStore:
-        """The store of that identity, with these columns in it."""
-        with self.stage(stage) as notes:
-            store = ActivationStore(self._store_path(stage, identity), identity)
-            made = extract(model, tokens, store, columns, self._actor_shape())
+    def fill(self, need: Need) -> ActivationStore:
+        """The store of that identity, with the columns in it that are needed."""
+        columns = sorted(need.columns)
+        with self.stage(need.stage) as notes:
+            store = ActivationStore(self.store_path(need), need.identity)
+            made = extract(need.model, need.tokens, store, columns, self._actor_shape())
             layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in made)
             notes.append(
                 f"layers computed (counted from 1): {layers}" if made else "already there, skipped"
@@ -153,8 +198,19 @@ class Steps:
             notes.append(f"{store.bytes(columns) / 1e6:.1f} MB in {store.path}")
         return store
 
-    def align(self) -> Path:
-        """The map from the teacher's space to the student's (Eq. 1-2), as a file."""
+    def store_path(self, need: Need) -> Path:
+        """The folder of a store: by its content, or where the configuration says."""
+        given = self.config.extraction.store
+        if need.stage == "extract" and given is not None:
+            return Path(given).expanduser().resolve()
+        return self.config.work / "stores" / need.identity.key
+
+    def align(self) -> Path | None:
+        """The map from the teacher's space to the student's (Eq. 1-2), as a file; None where the
+        loss needs none.
+        """
+        if not self.config.loss.uses_map:
+            return None
         alignment = self.config.alignment
         how = {"map": alignment.map, "top_k": alignment.top_k}
         key = content_key("transport", self.prints, how)
@@ -177,11 +233,13 @@ class Steps:
     def job(
         self,
         pairs: tuple[Pair, ...],
-        stores: tuple[ActivationStore, ActivationStore],
-        transport: Path,
+        stores: tuple[ActivationStore | None, ActivationStore],
+        transport: Path | None,
     ) -> TrainJob:
         """The update of the paired layers, as a worker is told it."""
-        training = self.config.training
+        training, loss = self.config.training, self.config.loss
+        said, prefix = stores
+        limit = self.config.data.labelled_limit
         return TrainJob(
             student=self.student,
             pairs=pairs,
@@ -189,13 +247,18 @@ class Steps:
             adapter=training.adapter,
             lora=training.lora,
             settings=self._hyperparameters(),
-            transport=str(transport),
-            teacher_store=(str(stores[0].path), stores[0].identity),
-            prefix_store=(str(stores[1].path), stores[1].identity),
+            transport=str(transport) if transport else None,
+            teacher_store=(str(said.path), said.identity) if said else None,
+            prefix_store=(str(prefix.path), prefix.identity),
+            teacher=self.teacher if loss.uses_teacher_head else None,
+            labelled=limit if limit and limit < len(self.inputs.train) else None,
         )
 
-    def train(self, job: TrainJob, tracker: Any) -> Path:
-        """The folder of the finished transfer, with its adapter (or its whole student)."""
+    def train(self, job: TrainJob, run: Run | None, score: Score | None = None) -> Path:
+        """The folder of the finished transfer, with its adapter (or its whole student).
+
+        ``score``: of an adapter's folder after every epoch, reported to Ray Tune.
+        """
         config, training = self.config, self.config.training
         folder = config.work / "transfers" / job.key
         shape = WorkerShape(
@@ -214,7 +277,8 @@ class Steps:
                     shape,
                     folder=config.work / "training",
                     name=job.key,
-                    tracker=tracker,
+                    run=run,
+                    score=score,
                 )
                 remote.publish(job, checkpoint, folder, config)
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -229,8 +293,7 @@ class Steps:
             lr=config.lr,
             batch_size=training.batch_size,
             micro_batch_size=training.micro_batch_size,
-            alpha=config.loss.alpha,
-            beta=config.loss.beta,
+            **config.loss.model_dump(),
             weight_decay=training.weight_decay,
             warmup_ratio=training.warmup_ratio,
             max_grad_norm=training.max_grad_norm,
@@ -252,12 +315,6 @@ class Steps:
             width=width,
             shard_examples=self.config.extraction.shard_examples,
         )
-
-    def _store_path(self, stage: str, identity: Identity) -> Path:
-        given = self.config.extraction.store
-        if stage == "extract" and given is not None:
-            return Path(given).expanduser().resolve()
-        return self.config.work / "stores" / identity.key
 
     def _actor_shape(self) -> ActorShape:
         extraction = self.config.extraction

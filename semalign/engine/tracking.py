@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from semalign.errors import UserError
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 KEY_TAG = "semalign.key"
+PARENT_TAG = "mlflow.parentRunId"  # how MLflow itself nests runs
 
 
 def check_uri(uri: str) -> None:
@@ -33,11 +36,12 @@ def check_uri(uri: str) -> None:
 
 
 class Tracker:
-    """Writes one MLflow run; found again by `key`, so that a rerun goes on in the same run."""
+    """Writes the runs of one experiment. A run is found again by its key, so that a rerun goes on
+    in the same one.
+    """
 
-    def __init__(self, uri: str, experiment: str, key: str, name: str, artifacts: str) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: str) -> None:
         from mlflow import MlflowClient
-        from mlflow.entities import ViewType
 
         self.client = MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(experiment)
@@ -46,38 +50,48 @@ class Tracker:
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
             self.experiment = found.experiment_id
-        runs = self.client.search_runs(
-            [self.experiment], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, max_results=1
-        )
-        if runs:
-            self.run = runs[0].info.run_id
-            if not self.is_finished():
-                self.client.update_run(self.run, status="RUNNING")
-        else:
-            tags = {KEY_TAG: key}
-            self.run = self.client.create_run(self.experiment, tags=tags, run_name=name).info.run_id
 
-    def run_id(self) -> str:
-        return str(self.run)
+    def open(self, key: str, name: str, parent: str | None = None) -> str:
+        """The id of the run of that key (and parent), made if there is none."""
+        from mlflow.entities import ViewType
 
-    def is_finished(self) -> bool:
-        return bool(self.client.get_run(self.run).info.status == "FINISHED")
+        tags = {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        runs = [
+            run
+            for run in self.client.search_runs([self.experiment], wanted, ViewType.ACTIVE_ONLY)
+            if run.data.tags.get(PARENT_TAG) == parent
+        ]
+        if not runs:
+            made = self.client.create_run(self.experiment, tags=tags, run_name=name)
+            return str(made.info.run_id)
+        run = str(runs[0].info.run_id)
+        if not self.is_finished(run):
+            self.client.update_run(run, status="RUNNING")
+        return run
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def is_finished(self, run: str) -> bool:
+        return bool(self.client.get_run(run).info.status == "FINISHED")
+
+    def params(self, run: str, values: Mapping[str, Any]) -> None:
         """Parameters are immutable in MLflow: those already there are left as they are."""
         from mlflow.entities import Param
 
-        there = self.client.get_run(self.run).data.params
+        there = self.client.get_run(run).data.params
         new = [Param(k, str(v)[:6000]) for k, v in sorted(values.items()) if k not in there]
         for start in range(0, len(new), PARAMS_PER_CALL):
-            self.client.log_batch(self.run, params=new[start : start + PARAMS_PER_CALL])
+            self.client.log_batch(run, params=new[start : start + PARAMS_PER_CALL])
 
-    def tags(self, values: Mapping[str, str]) -> None:
+    def tags(self, run: str, values: Mapping[str, str]) -> None:
         for key, value in values.items():
-            self.client.set_tag(self.run, key, value)
+            self.client.set_tag(run, key, value)
 
-    def metrics(self, series: Mapping[str, Sequence[float]], *, first_step: int = 0) -> None:
-        """Each name's values at first_step, first_step + 1, ..."""
+    def metrics(
+        self, run: str, series: Mapping[str, Sequence[float]], *, first_step: int = 0
+    ) -> None:
+        """Each name's values at first_step, first_step + 1, ...; NaN, where a step has no value,
+        is left out.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -85,11 +99,14 @@ class Tracker:
             Metric(name, float(value), now, first_step + offset)
             for name, values in series.items()
             for offset, value in enumerate(values)
+            if not math.isnan(value)
         ]
         for start in range(0, len(points), METRICS_PER_CALL):
-            self.client.log_batch(self.run, metrics=points[start : start + METRICS_PER_CALL])
+            self.client.log_batch(run, metrics=points[start : start + METRICS_PER_CALL])
 
-    def dataset(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
+    def dataset(
+        self, run: str, name: str, digest: str, source: str, context: str, rows: int
+    ) -> None:
         """Record which data a run used."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -102,37 +119,44 @@ class Tracker:
             json.dumps({"num_rows": rows}),
         )
         tag = InputTag("mlflow.data.context", context)
-        self.client.log_inputs(self.run, datasets=[DatasetInput(data, [tag])])
+        self.client.log_inputs(run, datasets=[DatasetInput(data, [tag])])
 
-    def table(self, frame: Any, file: str) -> None:
+    def table(self, run: str, frame: Any, file: str) -> None:
         """A pandas table, as MLflow shows tables."""
-        self.client.log_table(self.run, frame, artifact_file=file)
+        self.client.log_table(run, frame, artifact_file=file)
 
-    def artifact(self, path: str, folder: str | None = None) -> None:
+    def artifact(self, run: str, path: str, folder: str | None = None) -> None:
         """Upload a file, or a folder whole."""
         if Path(path).is_dir():
-            self.client.log_artifacts(self.run, path, folder)
+            self.client.log_artifacts(run, path, folder)
         else:
-            self.client.log_artifact(self.run, path, folder)
+            self.client.log_artifact(run, path, folder)
 
-    def end(self, status: str) -> None:
-        self.client.set_terminated(self.run, status)
+    def end(self, run: str, status: str) -> None:
+        self.client.set_terminated(run, status)
 
 
+@dataclass(frozen=True)
 class Run:
-    """The driver's hold of a run: every method of Tracker, waited for. Workers get `actor`."""
+    """A run in the hands of the driver or a worker: every method of Tracker, waited for."""
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-        self.run_id: str = ray.get(actor.run_id.remote())
+    actor: Any
+    run_id: str
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("__"):
+            raise AttributeError(method)
         remote = getattr(self.actor, method).remote
-        return lambda *args, **kwargs: ray.get(remote(*args, **kwargs))
+        return lambda *args, **kwargs: ray.get(remote(self.run_id, *args, **kwargs))
+
+    def child(self, *, key: str, name: str) -> Run:
+        """A run below this one."""
+        opened = self.actor.open.remote(key, name, self.run_id)
+        return Run(self.actor, ray.get(opened))
 
 
 def start_tracker(uri: str, experiment: str, *, key: str, name: str, artifacts: str) -> Run:
-    """Start the tracker on this node, where the files it uploads are.
+    """Start the tracker on this node, where the files it uploads are, and open a run.
 
     Raises UserError when the URI is relative or cannot be opened.
     """
@@ -141,10 +165,10 @@ def start_tracker(uri: str, experiment: str, *, key: str, name: str, artifacts: 
     actor = (
         ray.remote(Tracker)
         .options(num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy=here)
-        .remote(uri, experiment, key, name, artifacts)
+        .remote(uri, experiment, artifacts)
     )
     try:
-        return Run(actor)
+        return Run(actor, ray.get(actor.open.remote(key, name)))
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
         raise UserError(f"tracking.uri={uri}: MLflow cannot open it ({cause})") from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,15 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 
+from semalign.engine.tracking import Run
 from semalign.errors import Diverged, UserError
 from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
 from semalign.stages.train import Epoch
+
+Score = Callable[[Path], float]  # of an adapter in its folder
 
 HISTORY = "history.json"  # every step's losses so far, beside each checkpoint
 
@@ -47,9 +52,12 @@ def fit(
     *,
     folder: Path,
     name: str,
-    tracker: Any,
+    run: Run | None,
+    score: Score | None = None,
 ) -> Path:
     """Train, or go on with a run of that name; returns the last checkpoint's folder.
+
+    With ``score``, that of the adapter is reported after every epoch, to the Ray Tune trial around.
 
     Ray Train resumes a run of the same name in the same storage from its last checkpoint: that is
     how a killed driver's rerun goes on. Raises Diverged on a NaN or infinite loss.
@@ -62,7 +70,9 @@ def fit(
             "job": job,
             "tokens": [ray.put(list(tokens))],
             "threads": max(1, int(shape.cpus_per_worker)),
-            "tracker": tracker,
+            "run": run,
+            "score": score,
+            "scratch": str(folder / name / "epochs"),
             "trouble": str(trouble),
         },
         torch_config=TorchConfig(backend="nccl" if shape.use_gpu else "gloo"),
@@ -77,6 +87,7 @@ def fit(
             failure_config=FailureConfig(max_failures=shape.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=[TuneReportCallback()] if score else [],
         ),
     )
     try:
@@ -111,14 +122,20 @@ def _worker(config: dict[str, Any]) -> None:
 
     device = ray.train.torch.get_device()
     tail = build_tail(job, tokens, device)
-    model = tail.model
-    wrapped = ray.train.torch.prepare_model(tail, move_to_device=False) if world_size > 1 else tail
+    model, wrapped = tail.model, tail
+    if world_size > 1:
+        # without a loss at the output, what of layer k comes after the last target gets no gradient
+        unused = {"find_unused_parameters": not job.settings.reaches_output}
+        wrapped = ray.train.torch.prepare_model(
+            tail, move_to_device=False, parallel_strategy_kwargs=unused
+        )
 
-    history: dict[str, list[float]] = {}
+    history: dict[str, list[float | None]] = {}
 
     def on_epoch(measured: Epoch, save: Any) -> None:
-        for series in ("loss", "cosine_loss", "cross_entropy", "lr"):
-            history.setdefault(series, []).extend(getattr(measured, series))
+        for name, values in measured.series.items():
+            known = [None if math.isnan(value) else value for value in values]
+            history.setdefault(name, []).extend(known)
         with tempfile.TemporaryDirectory() as scratch:
             checkpoint = None
             if rank == 0:
@@ -127,9 +144,12 @@ def _worker(config: dict[str, Any]) -> None:
                 save_adapter(model, folder / "adapter", job.student.path)
                 (folder / HISTORY).write_text(json.dumps(history), encoding="utf-8")
                 checkpoint = Checkpoint.from_directory(folder)
-                _record(config["tracker"], measured)
+                _record(config["run"], measured)
                 _say(measured)
-            ray.train.report(measured.summary(), checkpoint=checkpoint)
+            summary = measured.summary()
+            if rank == 0 and config["score"]:
+                summary["score"] = config["score"](_kept(model, job, config, measured.epoch))
+            ray.train.report(summary, checkpoint=checkpoint)
 
     latest = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory() as scratch:
@@ -140,7 +160,6 @@ def _worker(config: dict[str, Any]) -> None:
         try:
             train(
                 wrapped,
-                tokens,
                 job.settings,
                 on_epoch=on_epoch,
                 resume=resume,
@@ -153,24 +172,26 @@ def _worker(config: dict[str, Any]) -> None:
                 Path(config["trouble"]).write_text(json.dumps({"error": str(error)}), "utf-8")
 
 
-def _record(tracker: Any, measured: Epoch) -> None:
+def _kept(model: Any, job: TrainJob, config: dict[str, Any], epoch: int) -> Path:
+    """The adapter as of this epoch, where an engine on any node can read it."""
+    from semalign.models.adapters import save_adapter
+
+    folder = Path(config["scratch"]) / str(epoch)
+    save_adapter(model, folder, job.student.path)
+    return folder
+
+
+def _record(run: Run | None, measured: Epoch) -> None:
     """Steps as they were, and the epoch's means; waits, so that a kill loses no written epoch."""
-    if tracker is None:
+    if run is None:
         return
-    steps = {
-        "train/loss": measured.loss,
-        "train/cosine_loss": measured.cosine_loss,
-        "train/alignment_cosine": [1 - value for value in measured.cosine_loss],
-        "train/cross_entropy": measured.cross_entropy,
-        "train/lr": measured.lr,
-    }
+    steps = {f"train/{name}": values for name, values in measured.series.items()}
+    if "cosine_loss" in measured.series:
+        cosine = [1 - value for value in measured.series["cosine_loss"]]
+        steps["train/alignment_cosine"] = cosine
     epoch = {f"epoch/{k}": [v] for k, v in measured.summary().items() if k != "epoch"}
-    ray.get(
-        [
-            tracker.metrics.remote(steps, first_step=measured.first_step + 1),
-            tracker.metrics.remote(epoch, first_step=measured.epoch),
-        ]
-    )
+    run.metrics(steps, first_step=measured.first_step + 1)
+    run.metrics(epoch, first_step=measured.epoch)
 
 
 def _say(measured: Epoch) -> None:

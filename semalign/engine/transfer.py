@@ -60,7 +60,7 @@ def _run(steps: Steps) -> Outcome:
         pairs = steps.pair(scores)
         stores = steps.extract(pairs)
         transport = steps.align()
-        folder = steps.train(steps.job(pairs, stores, transport), run.actor)
+        folder = steps.train(steps.job(pairs, stores, transport), run)
         with steps.stage("evaluate") as notes:
             evaluation = score(config, folder)
             notes.append(f"{evaluation.generated} items generated")
@@ -79,13 +79,15 @@ def _run(steps: Steps) -> Outcome:
 
 def score(config: Config, folder: Path) -> Evaluation:
     """Score the student, the teacher and the transferred student."""
-    if config.training.adapter == "full":
-        transferred = Candidate(name=TRANSFERRED, model=str(folder / "student"))
-    else:
-        adapter = str(folder / "adapter")
-        transferred = Candidate(name=TRANSFERRED, model=config.student, adapter=adapter)
     base = [
         Candidate(name="student", model=config.student),
         Candidate(name="teacher", model=config.teacher),
     ]
-    return score_candidates(config, [*base, transferred])
+    return score_candidates(config, [*base, transferred(config, folder)])
+
+
+def transferred(config: Config, folder: Path) -> Candidate:
+    """What a transfer left in its folder, to be scored: an adapter, or a whole student."""
+    if config.training.adapter == "full":
+        return Candidate(name=TRANSFERRED, model=str(folder / "student"))
+    return Candidate(name=TRANSFERRED, model=config.student, adapter=str(folder / "adapter"))

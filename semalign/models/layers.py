@@ -111,23 +111,36 @@ def capture(
 ) -> Iterator[dict[tuple[int, str], Tensor]]:
     """Within the context, every forward pass fills the dict: {(layer, interface): (B, T, D)}.
 
-    Interfaces: `block`, `attn`, `mlp` (outputs, see `sublayer`) and `input` (the block's input).
+    Interfaces: `block`, `attn`, `mlp` (outputs, see `sublayer`), `input` (the block's input) and,
+    of the last layer, `final` (what the last norm makes of its output: what the LM head reads).
     The tensors stay in the autograd graph. No hook survives the context, even after an exception.
     To stop early, load the model with `num_layers = deepest + 1` and call `run_base`.
     """
     captured: dict[tuple[int, str], Tensor] = {}
     with ExitStack() as hooks:
         for layer, interface in wanted:
-            block = decoder.layers[layer]
+            key = (layer, interface)
             if interface == "input":
-                handle = block.register_forward_pre_hook(
-                    _record_input(captured, (layer, interface)), with_kwargs=True
+                handle = decoder.layers[layer].register_forward_pre_hook(
+                    _record_input(captured, key), with_kwargs=True
                 )
             else:
-                record = _record_output(captured, (layer, interface))
-                handle = sublayer(block, interface).register_forward_hook(record)
+                module = _speaker(decoder, layer, interface)
+                handle = module.register_forward_hook(_record_output(captured, key))
             hooks.callback(handle.remove)
         yield captured
+
+
+def _speaker(decoder: Decoder, layer: int, interface: str) -> nn.Module:
+    """The module whose output is that of the interface."""
+    if interface != "final":
+        return sublayer(decoder.layers[layer], interface)
+    if layer != len(decoder.layers) - 1:
+        raise UserError(
+            f"interface 'final' of layer {paper_number(layer)} (counted from 1): only the last of "
+            f"the {len(decoder.layers)} layers has one"
+        )
+    return decoder.norm
 
 
 def _record_output(captured: dict[tuple[int, str], Tensor], key: tuple[int, str]) -> Any:
@@ -163,9 +176,12 @@ def _beside(module: nn.Module, x: Tensor) -> Tensor:
 def logits(decoder: Decoder, hidden: Tensor) -> Tensor:
     """Next-token logits (..., V) of final-normed hidden states (..., D)."""
     scores = decoder.lm_head(_beside(decoder.lm_head, hidden))
-    if decoder.softcap is not None:
-        scores = decoder.softcap * torch.tanh(scores / decoder.softcap)
-    return scores
+    return capped(scores, decoder.softcap)
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Gemma2's softcap * tanh(scores / softcap); the scores themselves without a softcap."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 class PassThrough(nn.Module):
@@ -236,6 +252,14 @@ def drop_prefix(decoder: Decoder, k: int, *, keep_embedding: bool = False) -> De
         return decoder
     decoder.base.embed_tokens = PassThrough(decoder.embed)
     return replace(decoder, embed=decoder.base.embed_tokens)
+
+
+def drop_suffix(decoder: Decoder, k: int) -> None:
+    """Free the weights of layers > k: what layer k and those below say stays as it is, the final
+    hidden states do not.
+    """
+    for index in range(k + 1, len(decoder.layers)):
+        decoder.layers[index] = PassThrough(decoder.layers[index])
 
 
 @torch.no_grad()

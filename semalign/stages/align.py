@@ -8,14 +8,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from semalign.config import Loss
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients
 from semalign.core.bases import semantic_bases
 from semalign.core.pairing import Pair
-from semalign.stages.store import Reader
+from semalign.models.layers import capped
+from semalign.stages.store import Column, Reader
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,18 @@ class Transport:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The rows of an LM head over the vocabulary two models share: (V, D), and its softcap."""
+
+    weight: Tensor
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), in the head's dtype."""
+        return capped(F.linear(hidden.to(self.weight.dtype), self.weight), self.softcap)
+
+
+@dataclass(frozen=True)
 class Target:
     """What one student sublayer is to say: a mix of teacher layers at the same interface.
 
@@ -109,7 +124,24 @@ class Target:
         )
 
 
-def columns_of(pairs: Sequence[Pair], interfaces: Sequence[str]) -> list[tuple[int, str]]:
-    """(teacher layer, interface) needed by the pairs, without repeats."""
-    needed = {(layer, name) for pair in pairs for layer in pair.teacher for name in interfaces}
-    return sorted(needed)
+def final_column(num_layers: int) -> Column:
+    """Where the store keeps what the LM head of a model of so many layers reads."""
+    return Column(num_layers - 1, "final")
+
+
+def teacher_columns(
+    pairs: Sequence[Pair],
+    loss: Loss,
+    interfaces: Sequence[str],
+    *,
+    num_layers: int,
+    extra_layers: Sequence[int] = (),
+) -> list[Column]:
+    """What a transfer needs of its teacher of `num_layers`, without repeats; layers from 0.
+
+    The paired layers if there is an alignment term, `final` if there is a divergence, and
+    `extra_layers` in any case.
+    """
+    layers = {layer for pair in pairs for layer in pair.teacher} if loss.alpha > 0 else set()
+    columns = [Column(layer, name) for layer in layers | set(extra_layers) for name in interfaces]
+    return sorted([*columns, final_column(num_layers)] if loss.gamma > 0 else columns)

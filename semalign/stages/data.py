@@ -19,7 +19,8 @@ class Tokens:
     """One supervised example.
 
     ids: prompt and answer, ending in EOS. prompt_length: how many of them are prompt, at least 1.
-    Position t predicts token t + 1, so Eq. 4's set Omega is prompt_length - 1 .. len(ids) - 2.
+    Position t predicts token t + 1, so Eq. 4's set Omega is prompt_length - 1 .. len(ids) - 2. An
+    example without a label is a prompt alone, and its Omega is empty.
     """
 
     id: str
@@ -27,8 +28,16 @@ class Tokens:
     prompt_length: int
 
     def align_positions(self, positions: str) -> slice:
-        """Where Eq. 3's mask m is 1: every token (`all`), or Omega (`answer`)."""
-        return slice(0, len(self.ids)) if positions == "all" else self.supervised_positions
+        """Where Eq. 3's mask m is 1: every token (`all`), or those that predict the answer
+        (`answer`), which are Omega, and of a prompt alone its last token.
+        """
+        if positions == "all":
+            return slice(0, len(self.ids))
+        return slice(self.prompt_length - 1, max(self.prompt_length, len(self.ids) - 1))
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.ids) > self.prompt_length
 
     @property
     def supervised_positions(self) -> slice:

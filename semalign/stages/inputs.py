@@ -17,18 +17,24 @@ from semalign.models.loading import (
 )
 from semalign.stages.data import Tokens, data_root, tokenise, translate
 from semalign.stages.evaluate import chosen_protocol
+from semalign.stages.labels import mislabel
 from semalign.tasks import load_split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Both models' configurations and the examples, as the student's and as the teacher's ids."""
+    """Both models' configurations and the examples, as the student's and as the teacher's ids.
+
+    `train` has all answers, whatever `data.labelled_limit`: what the models say of them is stored
+    once for all settings of it.
+    """
 
     teacher: Any
     student: Any
     overlap: Overlap
     train: list[Tokens]
     train_teacher: list[Tokens]
+    attribution: list[Tokens]
     attribution_teacher: list[Tokens]
     extra_layers: tuple[int, ...]
 
@@ -42,7 +48,7 @@ def load_inputs(config: Config) -> Inputs:
     trust = config.trust_remote_code
     teacher = load_config(config.teacher, trust_remote_code=trust).get_text_config()
     student = load_config(config.student, trust_remote_code=trust).get_text_config()
-    _check_layers(config, teacher.num_hidden_layers, student.num_hidden_layers)
+    check_layers(config, teacher.num_hidden_layers, student.num_hidden_layers)
     tokenizer = load_tokenizer(config.student, trust_remote_code=trust)
     overlap = vocabulary_overlap(
         tokenizer,
@@ -61,26 +67,28 @@ def load_inputs(config: Config) -> Inputs:
     splits = {}
     for split in (data.train_split, data.attribution_split):
         examples = load_split(root, data.task, split)
-        if split == data.train_split and data.train_limit:
-            examples = examples[: data.train_limit]
+        if split == data.train_split:
+            examples = mislabel(examples[: data.train_limit], data)
         splits[split] = tokenise(examples, tokenizer, max_length=data.max_length)
     chosen_protocol(config.evaluation)
     for split in config.evaluation.splits:
         for task in config.evaluation.tasks:
             load_split(data_root(config.evaluation.root or data.root), task, split)
-    train = splits[data.train_split]
+    train, attribution = splits[data.train_split], splits[data.attribution_split]
     return Inputs(
         teacher=teacher,
         student=student,
         overlap=overlap,
         train=train,
         train_teacher=translate(train, overlap.student_to_teacher),
-        attribution_teacher=translate(splits[data.attribution_split], overlap.student_to_teacher),
+        attribution=attribution,
+        attribution_teacher=translate(attribution, overlap.student_to_teacher),
         extra_layers=tuple(code_index(number) for number in config.extraction.layers),
     )
 
 
-def _check_layers(config: Config, teacher_layers: int, student_layers: int) -> None:
+def check_layers(config: Config, teacher_layers: int, student_layers: int) -> None:
+    """Raise UserError for an unknown pairing strategy and for layers that there are not."""
     pairing = config.pairing
     if pairing.strategy not in STRATEGIES:
         hint = nearest(pairing.strategy, STRATEGIES)

@@ -8,7 +8,6 @@ from pathlib import Path
 from semalign.config import Lora
 from semalign.core.pairing import Pair
 from semalign.stages.store import Identity, content_key
-from semalign.stages.train import Hyperparameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +20,39 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Section 4.3 and Table 5; `batch_size` is global, `micro_batch_size` per worker.
+
+    `objective`, `alpha`, `beta`, `gamma` are those of the configuration's `loss`.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    micro_batch_size: int
+    alpha: float
+    beta: float
+    gamma: float = 0.0
+    objective: str = "cosine"
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    positions: str = "all"
+    seed: int = 0
+
+    @property
+    def reaches_output(self) -> bool:
+        """Whether the loss looks at the student's final hidden states."""
+        return self.beta > 0 or self.gamma > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """One single-layer update. Stores are (folder, identity); `transport` is a file of align.py."""
+    """One single-layer update. Stores are (folder, identity); `transport` is a file of align.py.
+
+    What no term of the loss needs is None: the teacher's store, the map, and `teacher`, of which
+    only the LM head is read. The first `labelled` examples have labels; None: all of them.
+    """
 
     student: ModelSpec
     pairs: tuple[Pair, ...]
@@ -30,9 +60,11 @@ class TrainJob:
     adapter: str
     lora: Lora
     settings: Hyperparameters
-    transport: str
-    teacher_store: tuple[str, Identity]
+    transport: str | None
+    teacher_store: tuple[str, Identity] | None
     prefix_store: tuple[str, Identity]
+    teacher: ModelSpec | None = None
+    labelled: int | None = None
 
     @property
     def student_layers(self) -> list[int]:
@@ -48,7 +80,8 @@ class TrainJob:
             self.interfaces,
             self.adapter,
             self.lora.model_dump(),
-            Path(self.transport).name,
-            self.teacher_store[1].key,
+            self.transport and Path(self.transport).name,
+            self.teacher_store and self.teacher_store[1].key,
             self.prefix_store[1].key,
+            self.labelled,
         )

@@ -8,22 +8,32 @@ from pathlib import Path
 import torch
 
 from semalign.models.adapters import full_layers, lora_on_layers
-from semalign.models.layers import drop_prefix, find_decoder
-from semalign.models.loading import load_model
-from semalign.stages.align import Target, Transport
+from semalign.models.heads import read_lm_head
+from semalign.models.layers import Decoder, drop_prefix, drop_suffix, find_decoder
+from semalign.models.loading import (
+    Overlap,
+    load_config,
+    load_model,
+    load_tokenizer,
+    vocabulary_overlap,
+)
+from semalign.stages.align import Head, Target, Transport, final_column
 from semalign.stages.data import Tokens
-from semalign.stages.job import TrainJob
-from semalign.stages.store import ActivationStore, Column
-from semalign.stages.train import StudentTail, Supervision
+from semalign.stages.job import ModelSpec, TrainJob
+from semalign.stages.labels import hide_labels
+from semalign.stages.store import ActivationStore, Column, Reader
+from semalign.stages.tail import StudentTail, Supervision
 
 
 def build_tail(job: TrainJob, tokens: Sequence[Tokens], device: torch.device) -> StudentTail:
     """The student from its first trained layer up, on `device`, with its targets to hand.
 
-    The weights of the layers below are dropped. Memory: the layers k.., the LM head, and the
-    optimizer state of the trained parameters; activations stay on disk.
+    tokens: the examples the stores were made from, all with their answers. The weights of the
+    layers below are dropped, and of those above where no term looks at the output. Memory: the
+    layers kept, the LM head, the optimizer state of the trained parameters, and the rows of both
+    LM heads if the loss needs the teacher's logits; activations stay on disk.
     """
-    first = job.student_layers[0]
+    first, deepest = job.student_layers[0], job.student_layers[-1]
     student = job.student
     model = load_model(
         student.path, dtype=student.dtype, device=None, trust_remote_code=student.trust_remote_code
@@ -44,30 +54,69 @@ def build_tail(job: TrainJob, tokens: Sequence[Tokens], device: torch.device) ->
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    drop_prefix(find_decoder(model), first)
+    decoder = find_decoder(model)
+    drop_prefix(decoder, first)
+    if not job.settings.reaches_output:
+        drop_suffix(decoder, deepest)
     model.to(device)
+    seen = hide_labels(tokens, job.labelled)
+    prefix = _open(job.prefix_store)
     supervision = Supervision(
-        tokens=tokens,
+        tokens=seen,
         first_layer=first,
-        inputs=_open(job.prefix_store).reader(Column(first, "input"), tokens),
-        targets=_targets(job, tokens),
-        transport=Transport.load(Path(job.transport)).to(device),
+        inputs=prefix.reader(Column(first, "input"), tokens, seen),
+        targets=_targets(job, tokens, seen) if job.settings.alpha > 0 else (),
+        transport=Transport.load(Path(job.transport)).to(device) if job.transport else None,
+        heads=_heads(student, job.teacher, decoder) if job.teacher else None,
+        final=_final(job, tokens, seen) if job.settings.gamma > 0 else None,
     )
-    return StudentTail(model, supervision, positions=job.settings.positions)
+    return StudentTail(model, supervision, job.settings)
 
 
-def _targets(job: TrainJob, tokens: Sequence[Tokens]) -> list[Target]:
+def _targets(job: TrainJob, tokens: Sequence[Tokens], seen: Sequence[Tokens]) -> list[Target]:
+    assert job.teacher_store is not None
     store = _open(job.teacher_store)
     return [
         Target(
             student=pair.student,
             interface=interface,
-            readers=tuple(store.reader(Column(layer, interface), tokens) for layer in pair.teacher),
+            readers=tuple(
+                store.reader(Column(layer, interface), tokens, seen) for layer in pair.teacher
+            ),
             weights=pair.weights,
         )
         for pair in job.pairs
         for interface in job.interfaces
     ]
+
+
+def _final(job: TrainJob, tokens: Sequence[Tokens], seen: Sequence[Tokens]) -> Reader:
+    assert job.teacher_store is not None and job.teacher is not None
+    column = final_column(_config(job.teacher).num_hidden_layers)
+    return _open(job.teacher_store).reader(column, tokens, seen)
+
+
+def _heads(student: ModelSpec, teacher: ModelSpec, decoder: Decoder) -> tuple[Head, Head]:
+    """Both LM heads over the shared vocabulary, on the student's device and in its dtype."""
+    shared = _shared_vocabulary(student, teacher)
+    own = decoder.lm_head.weight.detach()
+    other = read_lm_head(teacher.path, trust_remote_code=teacher.trust_remote_code)
+    softcap = getattr(_config(teacher), "final_logit_softcapping", None)
+    return (
+        Head(own[shared.student_ids.to(own.device)], decoder.softcap),
+        Head(other[shared.teacher_ids].to(own), softcap),
+    )
+
+
+def _shared_vocabulary(student: ModelSpec, teacher: ModelSpec) -> Overlap:
+    specs = (student, teacher)
+    tokenizers = (load_tokenizer(s.path, trust_remote_code=s.trust_remote_code) for s in specs)
+    rows = (_config(spec).vocab_size for spec in specs)
+    return vocabulary_overlap(*tokenizers, student_rows=next(rows), teacher_rows=next(rows))
+
+
+def _config(spec: ModelSpec):  # type: ignore[no-untyped-def]
+    return load_config(spec.path, trust_remote_code=spec.trust_remote_code).get_text_config()
 
 
 def _open(store: tuple[str, object]) -> ActivationStore:

@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """A layer (0-based) and the interface captured there: `input`, `attn`, `mlp` or `block`."""
+    """A layer (0-based) and what is captured there: `input`, `attn`, `mlp`, `block` or `final`."""
 
     layer: int
     interface: str
@@ -141,8 +141,13 @@ class ActivationStore:
                         f"delete {file.parent} and {self.path / 'manifest.json'} to extract again"
                     )
 
-    def reader(self, column: Column, tokens: Sequence[Tokens]) -> Reader:
-        """Rows of each example of the dataset the store was made from."""
+    def reader(
+        self, column: Column, tokens: Sequence[Tokens], kept: Sequence[Tokens] | None = None
+    ) -> Reader:
+        """Rows of each example of the dataset the store was made from.
+
+        `kept`: the same examples, some of them cut short; of these come the rows they still have.
+        """
         rows = [entry["rows"] for entry in self._entries(column)]
         counts = [_count(example, self.identity.positions) for example in tokens]
         if len(counts) != self.identity.examples or sum(counts) != sum(rows):
@@ -151,7 +156,8 @@ class ActivationStore:
                 f"{sum(counts)} positions"
             )
         shards = [self._load(self.shard_path(column, s)) for s in range(self.num_shards)]
-        return Reader(shards, counts, self.identity.shard_examples)
+        lengths = [_count(example, self.identity.positions) for example in kept or tokens]
+        return Reader(shards, counts, self.identity.shard_examples, lengths)
 
     def bytes(self, columns: Iterable[Column]) -> int:
         """Size on disk of the columns' shards."""
@@ -184,13 +190,22 @@ class ActivationStore:
 class Reader:
     """Rows (positions, D) by example index, straight from the memory map."""
 
-    def __init__(self, shards: list[torch.Tensor], counts: list[int], shard_examples: int) -> None:
+    def __init__(
+        self,
+        shards: list[torch.Tensor],
+        counts: list[int],
+        shard_examples: int,
+        lengths: list[int] | None = None,
+    ) -> None:
+        """counts: stored rows of each example; lengths: how many of them to hand out, from the
+        first.
+        """
         self._shards = shards
         self._where: list[tuple[int, int, int]] = []
         start = 0
-        for index, count in enumerate(counts):
+        for index, (count, length) in enumerate(zip(counts, lengths or counts, strict=True)):
             start = 0 if index % shard_examples == 0 else start
-            self._where.append((index // shard_examples, start, start + count))
+            self._where.append((index // shard_examples, start, start + length))
             start += count
 
     def __getitem__(self, example: int) -> torch.Tensor:

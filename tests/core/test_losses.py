@@ -53,9 +53,15 @@ def test_sums_over_parts_give_the_means() -> None:
 
 
 def test_total_loss_equals_equation_5() -> None:
-    cosine, cross_entropy = torch.tensor(0.25), torch.tensor(2.0)
-    found = transfer_loss(cosine, cross_entropy, alpha=0.3, beta=1.5)
-    assert found.item() == pytest.approx(reference.transfer_loss(0.25, 2.0, 0.3, 1.5))
+    terms = {"alignment": 0.25, "cross_entropy": 2.0, "divergence": 0.5}
+    expected = reference.transfer_loss(0.25, 2.0, 0.5, 0.3, 1.5, 0.7)
+    assert transfer_loss(**terms, alpha=0.3, beta=1.5, gamma=0.7) == pytest.approx(expected)
+    tensors = {name: torch.tensor(value) for name, value in terms.items()}
+    found = transfer_loss(**tensors, alpha=0.3, beta=1.5, gamma=0.7)
+    assert found.item() == pytest.approx(expected)
+    del tensors["divergence"]
+    papers = transfer_loss(**tensors, alpha=0.3, beta=1.5, gamma=0.0)
+    assert papers.item() == pytest.approx(reference.transfer_loss(0.25, 2.0, 0.0, 0.3, 1.5, 0.0))
 
 
 def test_values_by_hand() -> None:

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 
 from semalign.core import pairing
-from semalign.core.pairing import STRATEGIES, Pair, pair_layers
+from semalign.core.pairing import STRATEGIES, Pair, PaperPair, Request, pair_layers
 from semalign.errors import UserError
 from tests.reference import pairing as reference
 
 SIZES = range(1, 49)
 LLAMA_2 = {"num_teacher_layers": 40, "num_student_layers": 32}  # 13B -> 7B
+
+
+def similarity(teacher: int, student: int, *, seed: int = 0) -> list[list[float]]:
+    """Few different values, so that there are ties; negative ones too, as unbiased CKA can be."""
+    draw = random.Random(seed)
+    return [[draw.randint(-3, 10) / 10 for _ in range(student)] for _ in range(teacher)]
 
 
 def test_formulas_equal_brute_force_for_all_sizes() -> None:
@@ -70,6 +79,7 @@ def test_every_strategy_gives_valid_pairs_for_all_sizes() -> None:
                     critical=list(range(teacher)),
                     seed=3,
                     explicit=[(1, 1)],
+                    similarity=similarity(teacher, student),
                 )
                 students = [pair.student for pair in pairs]
                 assert pairs and len(set(students)) == len(students)
@@ -84,6 +94,68 @@ def test_a_student_layer_keeps_its_most_critical_pair() -> None:
     sizes = {"num_teacher_layers": 4, "num_student_layers": 2}
     pairs = pair_layers("attributed", **sizes, critical=[2, 3, 0])
     assert pairs == [Pair((2,), (1.0,), 1), Pair((0,), (1.0,), 0)]
+
+
+def all_critical(name: str, teacher: int, student: int, **more: object) -> list[PaperPair]:
+    """What a strategy says of every teacher layer as the critical one, in order, 1-based."""
+    critical = tuple(range(1, teacher + 1))
+    return STRATEGIES[name](
+        Request(
+            num_teacher_layers=teacher, num_student_layers=student,
+            critical=critical, seed=0, explicit=(), **more,
+        )
+    )  # fmt: skip
+
+
+def test_cka_equals_brute_force_for_all_sizes() -> None:
+    for teacher in SIZES:
+        for student in SIZES:
+            measured = tuple(map(tuple, similarity(teacher, student, seed=teacher)))
+            expected = [
+                ({layer: 1.0}, reference.most_similar(list(row)))
+                for layer, row in enumerate(measured, start=1)
+            ]
+            assert all_critical("cka", teacher, student, similarity=measured) == expected
+
+
+def test_cka_by_hand() -> None:
+    measured = [[0.1, 0.9], [0.8, 0.3], [0.5, 0.5], [-0.2, -0.1]]
+    sizes = {"num_teacher_layers": 4, "num_student_layers": 2}
+    for critical, student in enumerate([1, 0, 0, 1]):
+        pairs = pair_layers("cka", **sizes, critical=[critical], similarity=measured)
+        assert pairs == [Pair((critical,), (1.0,), student)]
+    # teacher layers 1 and 4 (1-based) are both most like student layer 2: the critical one has it
+    pairs = pair_layers("cka", **sizes, critical=[3, 1, 0], similarity=measured)
+    assert pairs == [Pair((3,), (1.0,), 1), Pair((1,), (1.0,), 0)]
+
+
+def test_reverse_is_the_mirror_image_of_attributed_for_all_sizes() -> None:
+    for teacher in SIZES:
+        for student in SIZES:
+            expected = [
+                (target, reference.mirror(k, student))
+                for target, k in all_critical("attributed", teacher, student)
+            ]
+            assert all_critical("reverse", teacher, student) == expected
+
+
+def test_reverse_by_hand() -> None:
+    # 13B -> 7B: l* = 40 belongs to student layer 32 and is given to layer 1; 4 -> 4 becomes 29
+    assert pair_layers("reverse", **LLAMA_2, critical=[39, 3]) == [
+        Pair((39,), (1.0,), 0),
+        Pair((3,), (1.0,), 28),
+    ]
+
+
+def test_all_pairs_are_each_pair_once() -> None:
+    assert pairing.all_pairs(2, 3) == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    pairs = pairing.all_pairs(48, 32)
+    assert len(set(pairs)) == len(pairs) == 48 * 32
+    for pair in pairs:  # each is in range, as a transfer of its own
+        sizes = {"num_teacher_layers": 48, "num_student_layers": 32}
+        (found,) = pair_layers("explicit", **sizes, critical=[], explicit=[pair])
+        assert (found.teacher[0] + 1, found.student + 1) == pair
+    assert "all" not in STRATEGIES
 
 
 def test_explicit_pairs_count_from_one() -> None:
@@ -118,6 +190,23 @@ def test_unknown_strategy_and_missing_pairs_are_refused() -> None:
         pair_layers("interpolate", **LLAMA_2, critical=[0])
     with pytest.raises(UserError, match="needs a list"):
         pair_layers("explicit", **LLAMA_2, critical=[0])
+    with pytest.raises(UserError, match="'cka' needs the similarity"):
+        pair_layers("cka", **LLAMA_2, critical=[0])
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        (similarity(32, 40), r"shape \(32, 40\); expected \(40, 32\)"),
+        ([[0.5] * 32] * 39 + [[0.5] * 31], r"expected \(40, 32\)"),
+        ([[math.nan] * 32] * 40, "similarity is not finite"),
+    ],
+)
+def test_a_similarity_that_does_not_fit_is_refused(
+    measured: list[list[float]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pair_layers("cka", **LLAMA_2, critical=[0], similarity=measured)
 
 
 def test_adding_a_strategy_is_adding_one_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ from semalign.config import Config
 from semalign.engine.steps import Steps
 from semalign.errors import Diverged
 from semalign.stages.inputs import load_inputs
+from semalign.stages.prepare import build_tail
+from semalign.stages.train import Epoch
+from semalign.stages.train import train as fit_alone
 from tests.engine.conftest import kill_when
 
 
@@ -47,9 +50,30 @@ def test_two_workers_have_the_same_loss_curve(
     undisturbed: dict, configure: Callable[..., Config]
 ) -> None:
     two = train(configure("training.num_workers=2"))
-    for name in ("loss", "cosine_loss", "cross_entropy"):
-        assert two["history"][name] == pytest.approx(undisturbed["history"][name], abs=1e-4)
+    assert set(two["history"]) == {"loss", "lr", "cosine_loss", "cross_entropy"}
+    for name, values in undisturbed["history"].items():
+        assert two["history"][name] == pytest.approx(values, abs=1e-4)
     assert len(two["history"]["loss"]) == 4 * 6
+
+
+def test_alignment_alone_on_two_workers(
+    ray_cluster: None, configure: Callable[..., Config]
+) -> None:
+    """Of the attention: the MLP's adapters get no gradient, and no worker waits for it."""
+    config = configure(
+        "loss.alpha=1", "loss.beta=0", "extraction.interface=attn", "training.epochs=1",
+        "pairing.strategy=last", "training.num_workers=2",
+    )  # fmt: skip
+    steps = Steps(config, load_inputs(config))
+    pairs = steps.pair([0.0] * 5)
+    job = steps.job(pairs, steps.extract(pairs), steps.align())
+    history = json.loads((steps.train(job, None) / "history.json").read_text())
+    tail = build_tail(job, steps.inputs.train, torch.device("cpu"))
+    alone: list[Epoch] = []
+    fit_alone(tail, job.settings, on_epoch=lambda measured, save: alone.append(measured))
+    assert set(history) == {"loss", "lr", "cosine_loss"}
+    for name, values in alone[0].series.items():
+        assert history[name] == pytest.approx(values, abs=1e-5)
 
 
 def test_a_killed_worker_ends_in_the_same_adapter(

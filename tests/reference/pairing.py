@@ -40,3 +40,19 @@ def interpolation(k: int, teacher_layers: int, student_layers: int) -> tuple[int
     if share > 1:
         share = Fraction(1)
     return a, b, share
+
+
+def most_similar(row: list[float]) -> int:
+    """The student layer that no other is more similar than, nor a shallower one as similar."""
+    for k in range(1, len(row) + 1):
+        if all(row[k - 1] >= other for other in row) and row[k - 1] not in row[: k - 1]:
+            return k
+    raise AssertionError("no maximum")
+
+
+def mirror(k: int, student_layers: int) -> int:
+    """Walk from both ends until one of the walkers is at k: the other is at its mirror image."""
+    for low, high in zip(range(1, student_layers + 1), range(student_layers, 0, -1), strict=True):
+        if low == k:
+            return high
+    raise AssertionError("k is out of range")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from semalign.config import Loss
 from semalign.core.pairing import Pair
 from semalign.models.heads import read_lm_head
-from semalign.stages.align import Target, Transport, columns_of
+from semalign.stages.align import Target, Transport, teacher_columns
 from semalign.stages.data import Tokens
 from semalign.stages.store import Reader
 from tests.reference import alignment as reference
@@ -62,6 +63,21 @@ def test_targets_mix_teacher_layers() -> None:
     assert target.rows([0]).unique().tolist() == [2.5]
 
 
-def test_columns_are_the_union() -> None:
+def columns(
+    loss: Loss, interfaces: tuple[str, ...] = ("mlp",), extra: tuple[int, ...] = ()
+) -> list[str]:
     pairs = [Pair((2, 3), (0.5, 0.5), 1), Pair((3,), (1.0,), 2)]
-    assert columns_of(pairs, ["mlp"]) == [(2, "mlp"), (3, "mlp")]
+    found = teacher_columns(pairs, loss, interfaces, num_layers=5, extra_layers=extra)
+    assert found == sorted(found)
+    return [str(column) for column in found]
+
+
+def test_columns_are_the_union_of_what_the_loss_needs() -> None:
+    assert columns(Loss()) == ["mlp.2", "mlp.3"]
+    assert columns(Loss(), ("attn", "mlp")) == ["attn.2", "mlp.2", "attn.3", "mlp.3"]
+    assert columns(Loss(), extra=(0, 3)) == ["mlp.0", "mlp.2", "mlp.3"]
+    assert columns(Loss(gamma=1)) == ["mlp.2", "mlp.3", "final.4"]
+    assert columns(Loss(objective="fisher")) == ["mlp.2", "mlp.3"]
+    assert columns(Loss(alpha=0, gamma=1)) == ["final.4"]
+    assert columns(Loss(alpha=0)) == []
+    assert columns(Loss(alpha=0), extra=(1,)) == ["mlp.1"]

@@ -44,6 +44,10 @@ def test_positions() -> None:
     row = Tokens("x", (5, 6, 7, 8, 9), 3)
     assert row.align_positions("all") == slice(0, 5)
     assert row.align_positions("answer") == row.supervised_positions == slice(2, 4)
+    prompt = Tokens("a", row.ids[:3], 3)
+    assert prompt.align_positions("all") == slice(0, 3)
+    assert prompt.align_positions("answer") == slice(2, 3)
+    assert range(3)[prompt.supervised_positions] == range(0)
 
 
 def test_a_prompt_that_leaves_no_answer(tokenizer) -> None:  # type: ignore[no-untyped-def]

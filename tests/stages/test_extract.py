@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from semalign.errors import UserError
+from semalign.models.heads import read_lm_head
 from semalign.models.layers import capture, find_decoder, run_base
 from semalign.models.loading import load_model
+from semalign.stages.align import Head, final_column
 from semalign.stages.data import Tokens
 from semalign.stages.extract import extract_shard
 from semalign.stages.store import ActivationStore, Column, Identity
@@ -42,3 +45,31 @@ def test_stored_rows_equal_one_by_one(
         for column in columns:
             expected = seen[column.layer, column.interface][0, example.align_positions(positions)]
             torch.testing.assert_close(store.reader(column, tokens)[e], expected)
+
+
+def test_logits_come_back_from_the_stored_final_states(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    column = final_column(5)
+    store = ActivationStore(tmp_path, identity(len(tokens), "answer", 48))
+    teacher = load_model(family["teacher"], dtype="float32")
+    for shard in store.missing([column]):
+        members = [tokens[e] for e in store.shard_of(shard)]
+        extract_shard(teacher, store, shard, [column], members, batch_tokens=300)
+    store.commit([column])
+    head = Head(read_lm_head(str(family["teacher"])), None)
+    reader = store.reader(column, tokens)
+    for e, example in enumerate(tokens):
+        with torch.no_grad():
+            scores = teacher(torch.tensor([example.ids])).logits[0]
+        expected = scores[example.supervised_positions]
+        torch.testing.assert_close(head.logits(reader[e]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_last_layer_has_final_states(family: dict[str, Path]) -> None:
+    decoder = find_decoder(load_model(family["teacher"], dtype="float32", num_layers=3))
+    with (
+        pytest.raises(UserError, match=r"layer 2 .*only the last of the 3 layers"),
+        capture(decoder, [(1, "final")]),
+    ):
+        pass

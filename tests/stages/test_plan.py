@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from semalign.config import resolve
 from semalign.core.pairing import Pair
 from semalign.models.loading import load_config, load_model
+from semalign.stages.costs import column_bytes, shape_of, stored_rows
 from semalign.stages.inputs import load_inputs
-from semalign.stages.plan import make_plan, shape_of
+from semalign.stages.plan import make_plan
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
@@ -28,7 +31,21 @@ def test_known_pairs_give_the_bytes_of_their_columns(family: dict[str, Path]) ->
     inputs = load_inputs(config)
     plan = make_plan(config, inputs, (Pair((1, 2), (0.5, 0.5), 2),))
     [step] = [step for step in plan.steps if step.name == "extract"]
-    assert step.disk == 2 * plan.positions * 48 * 2
+    rows = stored_rows(inputs.train, "all")
+    assert sum(rows) == plan.positions
+    assert step.disk == 2 * column_bytes(rows, config.extraction.shard_examples, 48, "bfloat16")
     upper = make_plan(config, inputs, None)
     for bound, known in zip(upper.steps, plan.steps, strict=True):
         assert bound.operations >= known.operations
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rows", [1, 9, 10, 333, 4096])
+def test_a_column_has_the_size_of_its_files(tmp_path: Path, dtype: str, rows: int) -> None:
+    for width in (1, 48, 192):
+        sizes = []
+        for index, count in enumerate((rows, rows, 1)):
+            file = tmp_path / f"{index}.safetensors"
+            save_file({"rows": torch.zeros((count, width), dtype=getattr(torch, dtype))}, file)
+            sizes.append(file.stat().st_size)
+        assert column_bytes([rows, rows, 1], 1, width, dtype) == sum(sizes)

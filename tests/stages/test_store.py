@@ -44,6 +44,14 @@ def test_rows_come_back_by_example(tmp_path: Path) -> None:
         assert reader[e][:, 0].tolist() == [10.0 * e + t for t in range(len(example.ids))]
 
 
+def test_rows_of_examples_cut_short(tmp_path: Path) -> None:
+    """Examples 0, 2 and 3 end earlier now; the rows of all stay where they are."""
+    kept = [replace(t, ids=t.ids[:n]) for t, n in zip(TOKENS, (1, 5, 1, 2, 6), strict=True)]
+    reader = filled(tmp_path).reader(COLUMN, TOKENS, kept)
+    for e, example in enumerate(kept):
+        assert reader[e][:, 0].tolist() == [10.0 * e + t for t in range(len(example.ids))]
+
+
 def test_reading_is_a_memory_map(tmp_path: Path) -> None:
     reader = filled(tmp_path).reader(COLUMN, TOKENS)
     path = str(tmp_path / "mlp.3")

@@ -1,0 +1,77 @@
+"""What a sweep leaves for people: its MLflow runs, report, figures, and the best configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from semalign.config import Config
+from semalign.engine import recording
+from semalign.engine.evaluation import Evaluation
+from semalign.engine.steps import Steps
+from semalign.engine.tracking import Run
+from semalign.report import sweep as report
+from semalign.report import table
+from semalign.report.summary import Summary
+from semalign.stages.axes import flat
+from semalign.stages.trials import Trial
+from semalign.stages.trials import show as said
+
+
+def finish_trial(
+    run: Run, trial: Trial, steps: Steps, folder: Path, evaluation: Evaluation
+) -> None:
+    """Scores, times, the adapter and the point of the sweep; then the trial's run is finished."""
+    run.tags(
+        {f"axis.{name}": said(value) for name, value in trial.axes.items()}
+        | {"adapter.sha256": recording.manifest(folder)["sha256"]}
+    )
+    recording.record_scores(run, evaluation)
+    run.metrics({f"seconds/{name}": [value] for name, value in steps.seconds.items()})
+    run.artifact(str(folder / "adapter"), "adapter")
+    run.end("FINISHED")
+
+
+def finish(run: Run, summary: Summary, folder: Path) -> None:
+    """Report, figures and the best configuration, as files and in the sweep's run."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(report.markdown(summary), encoding="utf-8")
+    (folder / "trials.csv").write_text(report.csv_text(summary), encoding="utf-8")
+    for name, figure in report.draw(summary).items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+    sweep = summary.sweep
+    run.params(
+        {"sweep": sweep.name}
+        | {f"base.{key}": value for key, value in flat(sweep.base).items()}
+        | {f"axis.{axis.name}": str(axis) for axis in sweep.axes}
+    )
+    states = [result.state for result in summary.results]
+    run.metrics({f"trials/{state}": [states.count(state)] for state in ("finished", "failed")})
+    if (chosen := summary.chosen) is not None:
+        (folder / "best.yaml").write_text(report.best_yaml(chosen.trial), encoding="utf-8")
+        run.artifact(str(folder / "best.yaml"))
+        for task, split in (chosen.metric, (chosen.metric[0], sweep.report.split)):
+            scores = chosen.scores((task, split))
+            run.metrics({f"best/{split}/{task}": [sum(scores) / len(scores)]})
+        run.tags({"best": chosen.trial.label})
+    for name in ("report.md", "trials.csv"):
+        run.artifact(str(folder / name))
+    run.artifact(str(folder / "figures"), "figures")
+    run.end("FINISHED")
+
+
+def show(summary: Summary, folder: Path, config: Config, run_id: str) -> None:
+    """The tables on the terminal, and where the rest is."""
+    select, split = summary.sweep.select, summary.sweep.report.split
+    console = Console(soft_wrap=True)
+    chosen = f"{summary.sweep.name}, chosen (*) on {select.metric} {select.split}"
+    console.print(table.terminal(chosen, *report.settings_table(summary)))
+    if summary.chosen is not None:
+        console.print(table.terminal(f"on {split}, once", *report.chosen_table(summary)))
+    if (failures := report.failures_table(summary))[1]:
+        console.print(table.terminal("failed", *failures))
+    console.print(report.NOTE)
+    console.print(f"report, figures, best configuration: {folder}")
+    console.print(f"MLflow run {run_id}; to open it:")
+    console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")

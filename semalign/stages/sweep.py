@@ -1,0 +1,193 @@
+"""A sweep as a file: a base configuration, axes, and how the best setting is chosen.
+
+    name: loss-weights              # default: the file's name
+    description: one sentence
+    base: {data: {task: mmlu}, training.lr: 3.0e-3}     # settings of every trial
+    axes:
+      loss.alpha: [0.1, 0.3, 1]               # a grid
+      loss.beta: {uniform: [0, 1]}            # a range: uniform, loguniform, randint (both ends)
+      pairing.explicit: all                   # each single (teacher, student) pair
+      variant:                                # any name: settings that move together
+        cases:
+          cross-entropy: {loss.alpha: 0}
+          dual: {alignment.map: dual}
+    samples: 8                      # draws of the ranges, each at every point of the grid
+    seeds: [0, 1, 2]
+    select: {metric: mmlu, split: dev, mode: max}
+    report: {split: test}
+    scheduler: {asha: {grace_epochs: 1, reduction_factor: 3}}
+    search: random                  # or optuna
+    max_concurrent: 2
+
+Where two axes set the same key, the later one wins. The base is a trial too, the one that all the
+others are compared with.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from semalign.config import Config, Settings, TaskName, _read_yaml, parse_override, validate
+from semalign.errors import UserError, nearest
+from semalign.stages.axes import Axis, Choices, Range, flat, lookup, nested, read_axis
+
+
+class Select(Settings):
+    """The score that the best setting has; the metric defaults to the task trained on."""
+
+    metric: TaskName | None = None
+    split: str = "dev"
+    mode: Literal["max", "min"] = "max"
+
+
+class Report(Settings):
+    """Where the chosen setting and the base are shown."""
+
+    split: str = "test"
+
+
+class Asha(Settings):
+    """Stops the worse of the trials: the first may after `grace_epochs`, then after
+    `reduction_factor` times as many, and so on.
+    """
+
+    grace_epochs: Annotated[int, Field(ge=1)] = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class Scheduler(Settings):
+    asha: Asha = Asha()
+
+
+class Sweep(Settings):
+    """A sweep file, checked; `base` has dotted keys, and `axes` are read."""
+
+    name: str
+    description: str = ""
+    base: dict[str, Any]
+    axes: tuple[Axis, ...]
+    samples: Annotated[int, Field(ge=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    select: Select = Select()
+    report: Report = Report()
+    scheduler: Scheduler | None = None
+    search: Literal["random", "optuna"] | None = None
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        return tuple(axis for axis in self.axes if isinstance(axis, Range))
+
+    @property
+    def grids(self) -> tuple[Choices, ...]:
+        return tuple(axis for axis in self.axes if isinstance(axis, Choices))
+
+
+def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+    """Read a sweep file. `key=value` overrides its base, `sweep.key=value` the sweep itself.
+
+    Raises UserError of one line, with the file, the key and the nearest valid one.
+    """
+    file = Path(file)
+    tree = {"name": file.stem, "base": {}, "axes": {}, **_read_yaml(file)}
+    with naming(file):
+        _check_sections(tree)
+        for_base = _apply(tree, overrides)
+        _check_sections(tree)
+        settings = flat(tree["base"]) | for_base
+        base = _base(settings)
+        tree["axes"] = tuple(
+            read_axis(str(name), axis, base) for name, axis in tree["axes"].items()
+        )
+        _refuse_swept(for_base, tree["axes"])
+        tree["base"] = settings | {"workdir": base.workdir}
+        sweep: Sweep = validate(tree, Sweep)  # type: ignore[type-var]
+        metric = sweep.select.metric or base.data.task
+        select = sweep.select.model_copy(update={"metric": metric})
+        sweep = sweep.model_copy(update={"select": select})
+        _check_draws(sweep)
+        _check_scores(sweep, base)
+    return sweep
+
+
+@contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Put `where` before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _check_sections(tree: Mapping[str, Any]) -> None:
+    for section in ("base", "axes"):
+        if not isinstance(tree[section], Mapping):
+            raise UserError(f"{section}={tree[section]!r}: expected a mapping of settings")
+
+
+def _apply(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Write the overrides of the sweep itself into `tree`; returns those of its base, dotted."""
+    base: dict[str, Any] = {}
+    for text in overrides:
+        key, given = text.partition("=")[0], parse_override(text)
+        if not key.startswith("sweep."):
+            base |= flat(given)
+            continue
+        section, _, rest = key.removeprefix("sweep.").partition(".")
+        value, held = lookup(given, key), tree.get(section)
+        old = held if isinstance(held, Mapping) else {}
+        if not rest:
+            tree[section] = value
+        elif section == "axes":  # an axis' name has dots of its own
+            tree[section] = {**old, rest: value}
+        else:
+            tree[section] = nested(flat(old) | flat({rest: value}))
+    return base
+
+
+def _base(settings: Mapping[str, Any]) -> Config:
+    if "seed" in settings:
+        raise UserError("base.seed: the seeds are an axis of their own, e.g. seeds: [0, 1, 2]")
+    with naming("base"):
+        config = validate(nested(settings))
+    return config.model_copy(update={"workdir": str(Path(config.workdir).expanduser().resolve())})
+
+
+def _refuse_swept(overrides: Iterable[str], axes: Iterable[Axis]) -> None:
+    for key, axis in itertools.product(overrides, axes):
+        if key in axis.keys:
+            raise UserError(
+                f"{key}: axis '{axis.name}' sets it, so an override of the base would change the "
+                f"base alone; expected sweep.axes.{axis.name}=... or sweep.base.{key}=..."
+            )
+
+
+def _check_draws(sweep: Sweep) -> None:
+    if sweep.ranges and sweep.samples is None:
+        raise UserError(f"axes.{sweep.ranges[0].name}: a range needs samples, e.g. samples: 8")
+    if sweep.samples is not None and not sweep.ranges:
+        raise UserError(f"samples={sweep.samples}: no axis is a range, there is nothing to draw")
+    if sweep.search == "optuna" and not sweep.ranges:
+        raise UserError("search=optuna: no axis is a range, there is nothing to search")
+
+
+def _check_scores(sweep: Sweep, base: Config) -> None:
+    select, evaluation = sweep.select, base.evaluation
+    if select.metric not in evaluation.tasks:
+        hint = nearest(str(select.metric), evaluation.tasks)
+        raise UserError(f"select.metric={select.metric}: not in evaluation.tasks; {hint}")
+    for key, split in (("select.split", select.split), ("report.split", sweep.report.split)):
+        if split not in evaluation.splits:
+            hint = nearest(split, evaluation.splits)
+            raise UserError(f"{key}={split}: not in evaluation.splits; {hint}")
+    if select.split in ("test", sweep.report.split):
+        raise UserError(
+            f"select.split={select.split}: a setting is not chosen on the split that is reported; "
+            "expected a held-out one, such as dev"
+        )

@@ -1,0 +1,180 @@
+"""What each trial of a sweep needs, by keys that are equal where trials can share it.
+
+Layers count from 0. Which layers a strategy pairs may be up to an attribution that has not run yet;
+such a layer is a name, equal where the layers are sure to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from semalign.config import Config
+from semalign.core.pairing import Pair, code_index
+from semalign.stages.align import teacher_columns
+from semalign.stages.costs import Shape, shape_of
+from semalign.stages.data import Tokens, fingerprint
+from semalign.stages.inputs import Inputs, check_layers, load_inputs
+from semalign.stages.plan import known_pairs
+from semalign.stages.store import content_key
+from semalign.stages.trials import Trial
+
+# Strategies that take what the critical teacher layer itself says, and those that train student
+# layer k-dagger of the critical layer (core/pairing.py).
+_CRITICAL = ("attributed", "cka", "reverse")
+_K_DAGGER = ("attributed", "interpolated", "proportional")
+_HARDWARE = {"num_workers", "cpus_per_worker", "use_gpu", "max_failures"}
+
+Column = tuple[Hashable, str]  # teacher layer, interface
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """One trial: its inputs, and a key of every file that it makes or reads, None for those that it
+    does without.
+
+    `pairs` is None while attribution decides them. `columns` are in the teacher's store; `first` is
+    the first trained student layer, whose inputs are in the prefix store.
+    """
+
+    trial: Trial
+    inputs: Inputs
+    teacher: Shape
+    student: Shape
+    pairs: tuple[Pair, ...] | None
+    columns: frozenset[Column]
+    first: Hashable
+    attribution: str
+    similarity: str | None
+    store: str | None
+    prefix: str
+    map: str | None
+
+    @property
+    def config(self) -> Config:
+        return self.trial.config
+
+    @property
+    def whole(self) -> bool:
+        """Whether the result is a whole student, not a LoRA adapter of it."""
+        return self.config.training.adapter == "full"
+
+    @property
+    def training(self) -> str:
+        """Equal trainings leave equal adapters; the hardware has no say."""
+        config = self.config
+        decided = (self.attribution, config.pairing.strategy, config.attribution.top_n)
+        return content_key(
+            *(config.epochs, config.lr, config.seed, config.extraction.positions),
+            *(config.training.model_dump(exclude=_HARDWARE), config.loss.model_dump()),
+            config.data.labelled_limit,
+            *(self.store, self.prefix, self.map, config.interfaces, self.pairs or decided),
+        )
+
+
+def share_inputs(trials: Sequence[Trial]) -> dict[str, Inputs]:
+    """Each trial's inputs by its id, read once where trials have the same. No weight is loaded.
+
+    Raises UserError as `load_inputs` does.
+    """
+    loaded: dict[str, Inputs] = {}
+    found = {}
+    for trial in trials:
+        config, key = trial.config, _inputs_key(trial.config)
+        if key not in loaded:
+            loaded[key] = load_inputs(config)
+        inputs = loaded[key]
+        check_layers(config, inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers)
+        extra = tuple(code_index(number) for number in config.extraction.layers)
+        found[trial.id] = replace(inputs, extra_layers=extra)
+    return found
+
+
+def _inputs_key(config: Config) -> str:
+    """Of all settings that `load_inputs` looks at, but the layers."""
+    return content_key(
+        *(config.teacher, config.student, config.trust_remote_code, config.alignment.min_overlap),
+        *(config.data.model_dump(), config.evaluation.model_dump()),
+    )
+
+
+def plan_trials(trials: Sequence[Trial], inputs: Mapping[str, Inputs]) -> list[TrialPlan]:
+    """What each trial needs, given the inputs that they share."""
+    prints: Callable[[list[Tokens]], str] = _once(fingerprint)
+    shapes: Callable[[Any], Shape] = _once(shape_of)
+    return [_plan(trial, inputs[trial.id], prints, shapes) for trial in trials]
+
+
+def _once(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function, called once for each object: a dataset or a model's configuration."""
+    found: dict[int, Any] = {}
+
+    def remembered(value: Any) -> Any:
+        if id(value) not in found:
+            found[id(value)] = function(value)
+        return found[id(value)]
+
+    return remembered
+
+
+def _plan(
+    trial: Trial,
+    inputs: Inputs,
+    prints: Callable[[list[Tokens]], str],
+    shapes: Callable[[Any], Shape],
+) -> TrialPlan:
+    config, extraction = trial.config, trial.config.extraction
+    pairs = known_pairs(config, inputs)
+    how = config.attribution.granularity, config.attribution.aggregation
+    attributed = config.teacher, prints(inputs.attribution_teacher), config.dtype
+    attribution = content_key(attributed, how)
+    known = teacher_columns(
+        pairs or (),
+        config.loss,
+        config.interfaces,
+        num_layers=inputs.teacher.num_hidden_layers,
+        extra_layers=inputs.extra_layers,
+    )
+    named = _named_layers(config, attribution) if pairs is None and config.loss.alpha > 0 else ()
+    models = config.teacher, config.student
+    return TrialPlan(
+        trial=trial,
+        inputs=inputs,
+        teacher=shapes(inputs.teacher),
+        student=shapes(inputs.student),
+        pairs=pairs,
+        columns=frozenset((column.layer, column.interface) for column in known)
+        | {(layer, name) for layer in named for name in config.interfaces},
+        first=min(p.student for p in pairs) if pairs else _named_student(config, attribution),
+        attribution=attribution,
+        similarity=content_key(models, attributed) if config.pairing.strategy == "cka" else None,
+        store=content_key(
+            *(config.teacher, prints(inputs.train_teacher), config.dtype),
+            *(extraction.positions, extraction.dtype, extraction.shard_examples, extraction.store),
+        )
+        if known or named
+        else None,
+        prefix=content_key(
+            config.student, prints(inputs.train), config.dtype, extraction.shard_examples
+        ),
+        map=content_key(models, config.alignment.map, config.alignment.top_k)
+        if config.loss.uses_map
+        else None,
+    )
+
+
+def _named_layers(config: Config, attribution: str) -> set[Hashable]:
+    """The teacher layers of pairs that attribution decides, at most two a critical layer."""
+    strategy, numbers = config.pairing.strategy, range(config.attribution.top_n)
+    if strategy in _CRITICAL:
+        return {(attribution, "critical", number) for number in numbers}
+    if strategy == "proportional":
+        return {(attribution, strategy, number) for number in numbers}
+    return {(attribution, strategy, number, side) for number in numbers for side in (0, 1)}
+
+
+def _named_student(config: Config, attribution: str) -> Hashable:
+    strategy = config.pairing.strategy
+    rule = "k-dagger" if strategy in _K_DAGGER else strategy
+    return attribution, rule, config.attribution.top_n

@@ -1,0 +1,116 @@
+"""The trials of a sweep: every point of its axes, resolved to a configuration, each once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from semalign.config import Config, validate
+from semalign.errors import UserError
+from semalign.stages.axes import Option, lookup, nested
+from semalign.stages.store import content_key
+from semalign.stages.sweep import Sweep, naming
+
+LIMIT = 10_000  # trials that need no --yes
+HARDWARE = {"workdir", "tracking", "cluster"}  # no part of what a trial is
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One transfer of a sweep.
+
+    `id` is of all that decides its result, `setting` of the same without the seed. `axes` has the
+    value of each axis, which `label` says. `base`: the setting is that of the sweep's base.
+    """
+
+    id: str
+    setting: str
+    label: str
+    axes: dict[str, Any]
+    seed: int
+    config: Config
+    base: bool = False
+
+
+def count(sweep: Sweep) -> int:
+    """How many trials the axes stand for, before repeats are removed, the base aside."""
+    grid = math.prod(len(axis.options) for axis in sweep.grids)
+    return grid * (sweep.samples or 1) * len(sweep.seeds)
+
+
+def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
+    """Every trial once, in the order of the axes, the base's first unless they are among them.
+
+    Of trials with the same configuration the first is kept. Raises UserError with the label of a
+    trial whose configuration is invalid, and for more than 10,000 trials unless `yes`.
+    """
+    number = count(sweep)
+    if number > LIMIT and not yes:
+        raise UserError(
+            f"sweep {sweep.name}: {number:,} trials are more than {LIMIT:,}; shorten the axes, or "
+            "say --yes"
+        )
+    base = [make_trial(sweep, {}, seed) for seed in sweep.seeds]
+    found: dict[str, Trial] = {}
+    for point, seed in itertools.product(points(sweep), sweep.seeds):
+        trial = make_trial(sweep, point, seed)
+        found.setdefault(trial.id, replace(trial, base=trial.setting == base[0].setting))
+    missing = {trial.id: trial for trial in base if trial.id not in found}
+    return [*(missing | found).values()]
+
+
+def points(sweep: Sweep) -> Iterator[dict[str, Option]]:
+    """Every point of the grid with every draw, as the option taken on each axis."""
+    draws = _draws(sweep)
+    for options in itertools.product(*(axis.options for axis in sweep.grids)):
+        fixed = {axis.name: option for axis, option in zip(sweep.grids, options, strict=True)}
+        for draw in draws:
+            chosen = fixed | draw
+            yield {axis.name: chosen[axis.name] for axis in sweep.axes}
+
+
+def _draws(sweep: Sweep) -> list[dict[str, Option]]:
+    """The same at each call: from the names of sweep and axis. More samples add to the fewer."""
+    random = {axis.name: Random(f"{sweep.name}/{axis.name}") for axis in sweep.ranges}
+    return [
+        {axis.name: axis.option(axis.draw(random[axis.name])) for axis in sweep.ranges}
+        for _ in range(sweep.samples or 1)
+    ]
+
+
+def make_trial(sweep: Sweep, point: Mapping[str, Option], seed: int) -> Trial:
+    """The trial at a point (none: the base). Raises UserError with its label when invalid."""
+    settings = dict(sweep.base)
+    for option in point.values():
+        settings |= option.settings
+    raw = {name: option.value for name, option in point.items()}
+    with naming(f"sweep {sweep.name}: trial {_label(raw)}"):
+        config = validate(nested(settings | {"seed": seed}))
+    content = config.model_dump(mode="json", exclude=HARDWARE)
+    cases = {axis.name for axis in sweep.grids if axis.named}
+    axes = {name: raw[name] if name in cases else lookup(content, name) for name in point}
+    return Trial(
+        id=content_key(content),
+        setting=content_key({**content, "seed": None}),
+        label=_label(axes),
+        axes=axes,
+        seed=seed,
+        config=config,
+        base=not point,
+    )
+
+
+def _label(axes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={show(value)}" for name, value in axes.items()) or "base"
+
+
+def show(value: Any) -> str:
+    """A value of an axis for people: `0.1`, `dual`, `[[6,4]]`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,193 @@
+"""A real sweep of three trials on Ray Tune: shared work is done once, failures stay alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from semalign.config import resolve
+from semalign.engine.tuning import ablate
+from semalign.report.summary import Summary
+from semalign.stages.sweep import load_sweep
+
+SWEEP = """
+base:
+  data: {task: mmlu, train_limit: 32}
+  training: {epochs: 1, batch_size: 16, lr: 1.0e-3}
+  evaluation: {tasks: [mmlu]}
+  loss.alpha: 0
+axes:
+  variant:
+    cases:
+      cross-entropy: {loss.alpha: 0}
+      semalign: {loss.alpha: 0.3, pairing.explicit: [[2, 1]], pairing.strategy: explicit}
+      broken: {training.lora.target_modules: [no_proj]}
+"""
+
+
+@dataclass
+class Done:
+    summary: Summary
+    said: str
+    work: Path
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Done]:
+    folder = tmp_path_factory.mktemp("sweep")
+    file, work = folder / "three.yaml", folder / "work"
+    file.write_text(SWEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr(
+            "builtins.print", lambda *words, **how: said.append(" ".join(map(str, words)))
+        )
+        summary = ablate(load_sweep(file, [f"workdir={work}"]))
+    yield Done(summary, "\n".join(said), work, file)
+
+
+def runs(work: Path) -> dict[str, Run]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{work / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("semalign")
+    found = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found), "a run is there twice"
+    return {run.info.run_name: run for run in found}
+
+
+def test_shared_work_is_done_once(done: Done) -> None:
+    assert re.findall(r"\[(?:attribute|extract|engines)\].*", done.said) == [
+        *re.findall(r"\[engines\] 1 for zoo/student.*", done.said),
+        *re.findall(r"\[attribute\] .*", done.said),
+        *re.findall(r"\[extract\] .*layers computed \(counted from 1\): mlp 2;.*", done.said),
+    ]
+    assert len(re.findall(r"\[extract\]|\[engines\]|\[attribute\]", done.said)) == 3
+
+
+def test_a_failed_trial_does_not_stop_the_others(done: Done) -> None:
+    states = {r.trial.axes["variant"]: r.state for r in done.summary.results}
+    assert states == {"cross-entropy": "finished", "semalign": "finished", "broken": "failed"}
+    assert done.summary.chosen is not None and done.summary.chosen.trial.axes["variant"] != "broken"
+    [report] = done.work.glob("sweeps/*/report.md")
+    assert "LoRA target 'no_proj' is no linear module" in report.read_text()
+
+
+def test_parent_and_children_in_mlflow(done: Done) -> None:
+    found = runs(done.work)
+    parent = found.pop("three")
+    assert parent.info.status == "FINISHED" and parent.data.metrics["trials/failed"] == 1
+    assert len(found) == 3
+    for name, run in found.items():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == ("FAILED" if "broken" in name else "FINISHED")
+    assert "no_proj" in found["variant=broken, seed=0"].data.tags["error"]
+    keys = {frozenset(run.data.params) for run in found.values()}
+    assert len(keys) == 1
+    good = found["variant=semalign, seed=0"].data
+    assert {"epoch/loss", "dev/mmlu/transferred", "test/mmlu/transferred/stderr"} <= set(
+        good.metrics
+    )
+    files = MlflowClient(f"sqlite:///{done.work / 'mlflow.db'}").list_artifacts(parent.info.run_id)
+    assert {"best.yaml", "report.md", "trials.csv", "figures"} <= {file.path for file in files}
+
+
+def test_the_best_configuration_is_a_transfers(done: Done) -> None:
+    [best] = done.work.glob("sweeps/*/best.yaml")
+    assert done.summary.chosen is not None
+    wanted = done.summary.chosen.trial.config
+    found = resolve([best], [f"workdir={wanted.workdir}"])
+    assert found == wanted
+
+
+def test_finished_trials_are_not_run_again(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    before = runs(done.work)
+    again = ablate(load_sweep(done.file, [f"workdir={done.work}"]))
+    said = capsys.readouterr().out
+    assert "[sweep] 3 trials, 2 finished before" in said
+    assert "[trial 1/1] variant=broken" in said and "[extract]" not in said
+    assert [r.items for r in again.results] == [r.items for r in done.summary.results]
+    after = runs(done.work)
+    assert {name: run.info.run_id for name, run in before.items()} == {
+        name: run.info.run_id for name, run in after.items()
+    }
+
+
+def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
+    """Kill -9 after the first trial; the rerun's scores are the undisturbed sweep's."""
+    command = [sys.executable, "ray_jobs/ablate.py", f"sweep={done.file}", f"workdir={tmp_path}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.Popen(command, start_new_session=True, **quiet)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("sweeps/*/finished/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    first = {path.name: path.stat().st_mtime for path in tmp_path.glob("sweeps/*/finished/*.json")}
+    assert len(first) == 1
+    summary = ablate(load_sweep(done.file, [f"workdir={tmp_path}"]))
+    assert [r.items for r in summary.results] == [r.items for r in done.summary.results]
+    for path in tmp_path.glob("sweeps/*/finished/*.json"):
+        assert first.get(path.name) in (None, path.stat().st_mtime)
+    assert len(runs(tmp_path)) == 4
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at MLflow with")
+def test_the_comparison_page_of_mlflow(done: Done, tmp_path: Path) -> None:
+    """The page on which MLflow compares the trials, in a headless browser; kept as a picture."""
+    found = runs(done.work)
+    chosen = [run.info.run_id for name, run in found.items() if name.endswith("seed=0")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    store = ["--backend-store-uri", f"sqlite:///{done.work / 'mlflow.db'}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *where, *store],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health")
+        page = f"http://127.0.0.1:{port}/#/compare-runs?runs={json.dumps(chosen)}&experiments=%5B%221%22%5D"
+        folder = Path(os.environ.get("SEMALIGN_ARTIFACTS", tmp_path))
+        picture = folder / "mlflow-comparison.png"
+        browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
+        browser += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=25000"]
+        browser += ["--window-size=1400,1800", page.replace(" ", "").replace('"', "%22")]
+        for options in ([f"--screenshot={picture}"], ["--dump-dom"]):
+            shown = subprocess.run(
+                [*browser[:-1], *options, browser[-1]], capture_output=True, text=True, timeout=120
+            )
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert picture.stat().st_size > 50_000
+    assert "variant=semalign, seed=0" in shown.stdout and "loss.alpha" in shown.stdout
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.5)
+    raise TimeoutError(url)
