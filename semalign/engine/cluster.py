@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
 from semalign.config import Config, Evaluation, EvaluationJob
 from semalign.errors import UserError
+
+_API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 @contextmanager
@@ -28,11 +32,19 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     ours = address is None and "RAY_ADDRESS" not in os.environ
     # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
-    local = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
+    local: dict[str, Any] = {
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "num_cpus": num_cpus,
+    }
     if ours:
         # Ray asks for a token by default. Its own it would write to the home directory, where a
         # later `ray start` takes it up and a later `ray job submit` does not.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray's State API, which Ray Train asks on every run, would look for the cluster in a file
+        # of /tmp that a `ray start` killed long ago may have left, and wait for it in vain.
+        local["dashboard_port"] = port = _free_port()
+        os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
     try:
         # "local", or Ray would join whatever cluster was started on this machine before
         where = {"address": "local", **local} if ours else {"address": address}
@@ -47,6 +59,14 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+        if ours:
+            del os.environ[_API_SERVER]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def cluster_resources() -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 SCRIPT = """
@@ -27,3 +28,32 @@ def test_a_local_cluster_has_a_token_of_its_own(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines() == ["42 1.0", "token 64"], done.stderr
     assert not (tmp_path / ".ray").exists()
+
+
+STALE = """
+import time
+import ray
+from ray.util.state import list_actors
+from semalign.engine.cluster import connect
+with connect(None, num_cpus=1):
+    begin = time.monotonic()
+    @ray.remote
+    def count():
+        return len(list_actors())
+    print(ray.get(count.remote()), time.monotonic() - begin < 9)
+"""
+
+
+def test_a_cluster_of_long_ago_is_not_waited_for() -> None:
+    """What a killed `ray start` leaves behind must not be taken for the cluster that runs."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as folder:  # short: it holds sockets
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("192.0.2.1:6479")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        done = subprocess.run(
+            [sys.executable, "-c", STALE],
+            env={**clean, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.splitlines() == ["0 True"], done.stderr

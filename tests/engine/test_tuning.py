@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -54,13 +56,9 @@ def done(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterato
     folder = tmp_path_factory.mktemp("sweep")
     file, work = folder / "three.yaml", folder / "work"
     file.write_text(SWEEP)
-    with pytest.MonkeyPatch.context() as patch:
-        said: list[str] = []
-        patch.setattr(
-            "builtins.print", lambda *words, **how: said.append(" ".join(map(str, words)))
-        )
+    with redirect_stdout(StringIO()) as said:
         summary = ablate(load_sweep(file, [f"workdir={work}"]))
-    yield Done(summary, "\n".join(said), work, file)
+    yield Done(summary, said.getvalue(), work, file)
 
 
 def runs(work: Path) -> dict[str, Run]:
