@@ -127,7 +127,7 @@ def prepare(planned: Sequence[Trial], inputs: Mapping[str, Inputs]) -> dict[str,
         steps = Steps(trial.config, inputs[trial.id], quiet=True)
         pairs[trial.id] = steps.pair(steps.attribute())
         steps.align()
-        for need in steps.needs(pairs[trial.id]):
+        for need in filter(lambda need: need.columns, steps.needs(pairs[trial.id])):
             path = steps.store_path(need)
             columns = need.columns | (needs[path][1].columns if path in needs else frozenset())
             needs[path] = steps, replace(need, columns=columns)
