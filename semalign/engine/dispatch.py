@@ -218,7 +218,7 @@ class _Engines:
         self.load[engine] -= 1
         self.bars["generate"].update(len(batch.requests))
         items = batch.examples, batch.requests, generated
-        judge = _judge.options(scheduling_strategy=ANYWHERE)
+        judge = _judge.options(scheduling_strategy=ANYWHERE, num_cpus=self.sandbox.num_cpus)
         judged = judge.remote(*items, batch.unit.split, self.protocol, self.sandbox)
         self.pending[judged] = partial(self._judged, batch)
         self.feed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,12 @@ def score_candidates(
     config: Config,
     candidates: Sequence[Candidate],
     engines: Mapping[str, Sequence[Any]] | None = None,
+    judge_cpus: float = 1,
 ) -> Evaluation:
     """Score any models and adapters by a transfer's evaluation settings.
 
-    ``engines`` that run already, by model, are used and left running.
+    ``engines`` that run already, by model, are used and left running. Who calls from a process
+    that holds CPUs of Ray's must not wait for others: ``judge_cpus=0``.
     """
     return _score(
         config.evaluation,
@@ -59,6 +62,7 @@ def score_candidates(
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         engines=engines,
+        judge_cpus=judge_cpus,
     )
 
 
@@ -175,6 +179,7 @@ def _score(
     dtype: str,
     trust_remote_code: bool,
     engines: Mapping[str, Sequence[Any]] | None = None,
+    judge_cpus: float = 1,
 ) -> Evaluation:
     return evaluate(
         candidates,
@@ -183,7 +188,7 @@ def _score(
         root=data_root(root),
         folder=work / "evaluations",
         shape=engine_shape(settings, dtype, trust_remote_code),
-        sandbox=_limits(settings),
+        sandbox=dataclasses.replace(_limits(settings), num_cpus=judge_cpus),
         protocol=chosen_protocol(settings),
         engines=engines,
     )

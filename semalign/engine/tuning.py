@@ -260,7 +260,7 @@ class EpochScore:
         )
         config = self.config.model_copy(update={"evaluation": settings})
         candidate = Candidate(name="epoch", model=config.student, adapter=str(adapter))
-        evaluation = score_candidates(config, [candidate], self.engines)
+        evaluation = score_candidates(config, [candidate], self.engines, judge_cpus=0)
         return evaluation.scores["epoch", self.task, self.split].value
 
 

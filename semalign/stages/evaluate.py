@@ -50,13 +50,15 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxLimits:
-    """How generated code runs: never below tier ``min_tier``, ``workers`` programs at a time.
+    """How outputs are judged: code never below tier ``min_tier``, ``workers`` programs at a time,
+    by processes of ``num_cpus`` CPUs.
 
     A run waits more than it computes (the kernel makes and ends processes), hence several a core.
     """
 
     min_tier: int = 2
     workers: int = 8
+    num_cpus: float = 1
 
 
 def chosen_protocol(settings: Evaluation) -> Protocol:
