@@ -87,7 +87,7 @@ def fit(
             failure_config=FailureConfig(max_failures=shape.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=[TuneReportCallback()] if score else [],
+            callbacks=[_EpochReports()] if score else [],
         ),
     )
     try:
@@ -104,6 +104,14 @@ def fit(
     if result.error is not None:
         raise result.error
     return Path(result.checkpoint.path)
+
+
+class _EpochReports(TuneReportCallback):
+    """To the Ray Tune trial around go the epochs that have a score."""
+
+    def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
+        if "score" in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -147,7 +155,8 @@ def _worker(config: dict[str, Any]) -> None:
                 _record(config["run"], measured)
                 _say(measured)
             summary = measured.summary()
-            if rank == 0 and config["score"]:
+            # the last epoch's score is the trial's own to report, when all is done
+            if rank == 0 and config["score"] and measured.epoch < job.settings.epochs:
                 summary["score"] = config["score"](_kept(model, job, config, measured.epoch))
             ray.train.report(summary, checkpoint=checkpoint)
 

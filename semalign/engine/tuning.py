@@ -110,6 +110,7 @@ def _run(
                 folder=folder,
             )
             _tune(shared)
+            _end_stopped(shared)
     finally:
         for group in engines.values():
             stop_engines(group)
@@ -188,7 +189,7 @@ def _tune(shared: Shared) -> None:
             mode=sweep.select.mode,
             scheduler=scheduler,
             max_concurrent_trials=sweep.max_concurrent or slots(config),
-            reuse_actors=True,
+            reuse_actors=scheduler is None,  # what a stopped trial has begun dies with its process
         ),
         run_config=tune.RunConfig(
             name=f"{shared.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}",
@@ -198,6 +199,21 @@ def _tune(shared: Shared) -> None:
         ),
     )
     tuner.fit()
+
+
+def _end_stopped(shared: Shared) -> None:
+    """Say in MLflow which trials the scheduler has stopped."""
+    for trial in shared.trials.values():
+        if not any(
+            _file(shared.folder, trial.id, kind).exists() for kind in ("finished", "failed")
+        ):
+            run = _open(shared, trial)
+            run.tags({"stopped": "early"})
+            run.end("KILLED")
+
+
+def _open(shared: Shared, trial: Trial) -> Run:
+    return shared.run.child(key=trial.id, name=f"{trial.label}, seed={trial.seed}")
 
 
 def slots(config: Config) -> int:
@@ -216,7 +232,7 @@ def _trial(params: dict[str, str], shared: Shared) -> None:
     """One transfer of the sweep, in a process of its own."""
     trial = shared.trials[params["trial"]]
     begin, config = time.monotonic(), trial.config
-    run = shared.run.child(key=trial.id, name=f"{trial.label}, seed={trial.seed}")
+    run = _open(shared, trial)
     inputs = ray.get(shared.inputs[trial.id])
     steps = Steps(config, inputs, quiet=True)
     metric = (str(shared.sweep.select.metric), shared.sweep.select.split)

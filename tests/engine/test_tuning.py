@@ -20,6 +20,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -40,6 +41,18 @@ axes:
       cross-entropy: {loss.alpha: 0}
       semalign: {loss.alpha: 0.3, pairing.explicit: [[2, 1]], pairing.strategy: explicit}
       broken: {training.lora.target_modules: [no_proj]}
+"""
+
+# A learning rate that changes nothing, then one that destroys the student.
+ASHA = """
+base:
+  data: {task: mmlu, train_limit: 32}
+  training: {epochs: 2, batch_size: 16, lr: 1.0e-5}
+  evaluation: {tasks: [mmlu]}
+  loss.alpha: 0
+axes:
+  training.lr: [1.0e-5, 0.3]
+scheduler: {asha: {grace_epochs: 1, reduction_factor: 2}}
 """
 
 
@@ -143,6 +156,20 @@ def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
     for path in tmp_path.glob("sweeps/*/finished/*.json"):
         assert first.get(path.name) in (None, path.stat().st_mtime)
     assert len(runs(tmp_path)) == 4
+
+
+def test_the_scheduler_stops_a_trial_that_fell_behind(ray_cluster: None, tmp_path: Path) -> None:
+    file = tmp_path / "asha.yaml"
+    file.write_text(ASHA)
+    summary = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
+    states = {r.trial.axes["training.lr"]: r.state for r in summary.results}
+    assert states == {1e-5: "finished", 0.3: "stopped early"}
+    found = runs(tmp_path / "work")
+    assert found["training.lr=0.3, seed=0"].info.status == "KILLED"
+    deadline = time.monotonic() + 5
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 2
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at MLflow with")
