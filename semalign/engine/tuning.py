@@ -27,6 +27,7 @@ from semalign.engine.scoring import engine_shape, score_candidates
 from semalign.engine.steps import Need, Steps
 from semalign.engine.tracking import Run, start_tracker
 from semalign.engine.transfer import transferred
+from semalign.errors import UserError
 from semalign.report.summary import Result, Summary, finished, summarise
 from semalign.stages.inputs import Inputs, check_writable
 from semalign.stages.records import read_records
@@ -56,6 +57,8 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
 
     Raises UserError for bad input. A trial that fails does not stop the others.
     """
+    if sweep.search == "optuna":
+        raise UserError("search=optuna: ranges are drawn at random so far; expected search: random")
     planned = trials(sweep, yes=yes)
     inputs = share_inputs(planned)
     config = planned[0].config
