@@ -20,6 +20,7 @@ from semalign.engine.tracking import Run
 from semalign.engine.training import HISTORY
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired
+from semalign.stages.axes import flat
 from semalign.stages.data import data_root, fingerprint
 from semalign.tasks import split_source
 
@@ -30,7 +31,7 @@ NAMES = ("student", "teacher", TRANSFERRED)
 def start(run: Run, steps: Steps) -> None:
     """The whole resolved configuration, and the data it names."""
     config = steps.config
-    run.params(flat_keys(config.model_dump(mode="json")))
+    run.params(flat(config.model_dump(mode="json")))
     root, data = data_root(config.data.root), config.data
     for split, context, tokens in (
         (data.train_split, "training", steps.inputs.train),
@@ -80,15 +81,18 @@ def finish_evaluation(run: Run, job: EvaluationJob, evaluation: Evaluation) -> N
 
 
 def record_scores(run: Run, evaluation: Evaluation) -> None:
-    """Every score with its error and interval, those of groups, and how they were made."""
+    """Every score with its error and interval, those of groups, and how they were made.
+
+    No metric's name is the folder of another's: a file store could not hold both.
+    """
     metrics: dict[str, list[float]] = {}
     for (candidate, task, split), score in evaluation.scores.items():
         name = f"{split}/{task}/{candidate}"
         metrics[name] = [score.value]
         for end in ("stderr", "low", "high"):
-            metrics[f"{name}/{end}"] = [getattr(score, end)]
+            metrics[f"{name}.{end}"] = [getattr(score, end)]
         for group, part in by_group(evaluation.records[candidate, task, split]).items():
-            metrics[f"{split}/{task}/{candidate}/{group}"] = [part.value]
+            metrics[f"{name}.{group}"] = [part.value]
     run.metrics(metrics)
     protocol = evaluation.protocol
     run.tags(
@@ -219,14 +223,3 @@ def _markdown(config: Config, evaluation: Evaluation) -> str:
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, evaluation, split)) for split in splits]
     return "\n\n".join([title, note, *tables])
-
-
-def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flat_keys(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -19,6 +19,7 @@ from semalign.engine.tracking import start_tracker
 from semalign.models.loading import load_config, model_fingerprint
 from semalign.models.peft_folder import adapter_fingerprint
 from semalign.stages import records
+from semalign.stages.axes import flat
 from semalign.stages.data import data_root
 from semalign.stages.evaluate import SandboxLimits, chosen_protocol
 from semalign.stages.inputs import check_writable
@@ -85,7 +86,7 @@ def run_evaluation(job: EvaluationJob) -> Evaluation:
         finished = run.is_finished()
         try:
             if not finished:
-                run.params(recording.flat_keys(job.model_dump(mode="json")))
+                run.params(flat(job.model_dump(mode="json")))
             evaluation = score_job(job, candidates, job.work)
             if not finished:
                 recording.finish_evaluation(run, job, evaluation)

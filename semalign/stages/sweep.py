@@ -16,7 +16,7 @@
     select: {metric: mmlu, split: dev, mode: max}
     report: {split: test}
     scheduler: {asha: {grace_epochs: 1, reduction_factor: 3}}
-    search: random                  # or optuna
+    search: random                  # optuna is not there yet and refused
     max_concurrent: 2
 
 Where two axes set the same key, the later one wins. The base is a trial too, the one that all the

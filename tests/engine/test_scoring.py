@@ -146,9 +146,9 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     found = run.data.metrics
     assert found["dev/mmlu/student"] == score.value
     for end in ("stderr", "low", "high"):
-        assert found[f"dev/mmlu/student/{end}"] == getattr(score, end)
+        assert found[f"dev/mmlu/student.{end}"] == getattr(score, end)
     subjects = {record.group for record in evaluation.records["student", "mmlu", "dev"]}
-    assert {f"dev/mmlu/student/{subject}" for subject in subjects} <= set(found)
+    assert {f"dev/mmlu/student.{subject}" for subject in subjects} <= set(found)
     assert run.data.tags["protocol.hash"] == evaluation.protocol.hash
     table = client.download_artifacts(run.info.run_id, "predictions.json", str(tmp_path))
     assert len(json.loads(Path(table).read_text())["data"]) == 2 * ITEMS + 2 * 3 * ITEMS

@@ -111,7 +111,7 @@ def test_parent_and_children_in_mlflow(done: Done) -> None:
     keys = {frozenset(run.data.params) for run in found.values()}
     assert len(keys) == 1
     good = found["variant=semalign, seed=0"].data
-    assert {"epoch/loss", "dev/mmlu/transferred", "test/mmlu/transferred/stderr"} <= set(
+    assert {"epoch/loss", "dev/mmlu/transferred", "test/mmlu/transferred.stderr"} <= set(
         good.metrics
     )
     files = MlflowClient(f"sqlite:///{done.work / 'mlflow.db'}").list_artifacts(parent.info.run_id)
