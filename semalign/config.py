@@ -21,6 +21,7 @@ TaskName = Literal["mmlu", "gsm8k", "humaneval", "mbpp"]
 Interface = Literal["mlp", "attn", "both"]
 Positions = Literal["all", "answer"]
 Objective = Literal["cosine", "fisher", "geometry"]
+Method = Literal["semalign", "seeking", "laten", "sft", "sft-all", "logit-kd"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layer = Annotated[int, Field(ge=1)]
 
@@ -171,6 +172,52 @@ class Training(Settings):
     max_failures: Annotated[int, Field(ge=0)] = 2
 
 
+class Seeking(Settings):
+    """Seeking (Zhong et al., 2024): the teacher's most sensitive blocks as initial LoRA factors.
+
+    `layers` of the teacher are kept, by default as many as the student has. `modules` may add
+    `embed_tokens` and `lm_head`, as the authors do; what comes out is then a merged checkpoint.
+    `subtract` is what injection takes away so that the student starts as itself: the `low_rank`
+    product (the authors' code) or the whole extracted `block` (the paper's appendix B.1).
+    """
+
+    layers: Annotated[int, Field(ge=1)] | None = None
+    modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    rank: Annotated[int, Field(ge=1)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    subtract: Literal["low_rank", "block"] = "low_rank"
+
+
+class Laten(Settings):
+    """LaTen (Tan et al., 2025): neurons located in both models, translated by a hypernetwork.
+
+    `share` of the student's width is the number of neurons a layer. `steps` defaults to Table 4 by
+    task; each takes one example of the attribution split, to locate neurons in both models, and
+    `pool` - 1 of `align_split`. `readout` is the one that the attribution means, or the authors'
+    `as_coded`; `schedule` runs OneCycle over `cycle` steps (the authors': all examples of the
+    attribution split), of which only the first `steps` are made.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    layers: Annotated[int, Field(ge=1)] | None = None
+    align_split: str = "align"
+    steps: Annotated[int, Field(ge=1)] | None = None
+    cycle: Annotated[int, Field(ge=1)] | None = None
+    pool: Annotated[int, Field(ge=2)] = 16
+    lr: Annotated[float, Field(gt=0)] = 3e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    size_penalty: Annotated[float, Field(ge=0)] = 1000.0
+    readout: Literal["correct", "as_coded"] = "correct"
+
+
 class Sandbox(Settings):
     """Where generated code runs: never below tier `min_tier` (1 isolates most, 3 least). Programs
     mostly wait for the system to start them, so `num_workers` of them run at a time. Their limits
@@ -241,8 +288,14 @@ class Cluster(Settings):
 
 
 class Config(Settings):
-    """One transfer, wholly described."""
+    """One transfer, wholly described.
 
+    `method` is SemAlign, a baseline (`seeking`, `laten`) or a control: cross-entropy alone on the
+    same layer (`sft`), on all layers (`sft-all`), or cross-entropy and the teacher's output on the
+    same layer (`logit-kd`).
+    """
+
+    method: Method = "semalign"
     teacher: str = "zoo/teacher"
     student: str = "zoo/student"
     dtype: Dtype = "float32"
@@ -256,6 +309,8 @@ class Config(Settings):
     alignment: Alignment = Alignment()
     loss: Loss = Loss()
     training: Training = Training()
+    seeking: Seeking = Seeking()
+    laten: Laten = Laten()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
