@@ -292,7 +292,8 @@ class Config(Settings):
 
     `method` is SemAlign, a baseline (`seeking`, `laten`) or a control: cross-entropy alone on the
     same layer (`sft`), on all layers (`sft-all`), or cross-entropy and the teacher's output on the
-    same layer (`logit-kd`).
+    same layer (`logit-kd`). All methods but SemAlign have no alignment term, whatever `loss.alpha`
+    says, and `logit-kd` alone has the teacher's output.
     """
 
     method: Method = "semalign"
@@ -314,6 +315,39 @@ class Config(Settings):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_decides_loss(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or tree.get("method", "semalign") == "semalign":
+            return tree
+        loss = tree.get("loss") or {}
+        if not isinstance(loss, Mapping):
+            return tree
+        gamma = (loss.get("gamma") or 1.0) if tree["method"] == "logit-kd" else 0.0
+        return {**tree, "loss": {**loss, "alpha": 0.0, "gamma": gamma}}
+
+    @property
+    def pairs_layers(self) -> bool:
+        """Whether the method trains the layers that are paired, and not the whole student."""
+        return self.method in ("semalign", "sft", "logit-kd")
+
+    @property
+    def adapter_rank(self) -> int | None:
+        """Of the LoRA adapter that comes out; None when it is a whole student."""
+        if self.method == "seeking":
+            whole = {"embed_tokens", "lm_head"}.intersection(self.seeking.modules)
+            # the trained product, and the one that is taken away
+            return None if whole or self.seeking.subtract == "block" else 2 * self.seeking.rank
+        if self.method == "laten" or self.training.adapter == "full":
+            return None
+        return self.training.lora.rank
+
+    @property
+    def alignment_steps(self) -> int:
+        """LaTen's, by task as in Table 4, unless given."""
+        table = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}
+        return self.laten.steps or table[self.data.task]
 
     @property
     def epochs(self) -> int:
@@ -359,6 +393,47 @@ class EvaluationJob(Evaluation):
     @property
     def adapters(self) -> tuple[str, ...]:
         return (self.adapter,) if isinstance(self.adapter, str) else self.adapter or ()
+
+    @property
+    def work(self) -> Path:
+        return Path(self.workdir)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
+
+
+class AnalysisJob(Settings):
+    """One figure of the paper's analysis, of the models and examples named here.
+
+    `decomposition` (Figure 2) looks at `model`; `similarity` (Figure 4) at `teacher` and `student`,
+    and at the student with `adapter`, a LoRA in PEFT's layout; `attribution` at `teacher`. Of
+    `alignment` only similarity asks, which measures at most `positions` tokens. `batch_size`
+    examples are computed at a time. A key that the figure does not use is refused.
+    """
+
+    figure: Literal["decomposition", "similarity", "attribution"] = "decomposition"
+    model: str = "zoo/student"
+    teacher: str = "zoo/teacher"
+    student: str = "zoo/student"
+    adapter: str | None = None
+    alignment: Alignment = Alignment()
+    positions: Annotated[int, Field(ge=4)] = 4096
+    root: str = "zoo/data"
+    task: TaskName = "humaneval"
+    split: str = "extract"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    seed: Annotated[int, Field(ge=0)] = 0
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    device_map: str | None = None
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+    workdir: str = "work"
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
 
     @property
     def work(self) -> Path:

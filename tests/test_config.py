@@ -100,3 +100,27 @@ def test_exit_status_of_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert cli.main(["los.alpha=1"], run=never, plan=never) == 2
     assert capsys.readouterr().err == "error: los: unknown key; did you mean 'loss'?\n"
+
+
+def test_a_method_decides_the_loss() -> None:
+    given = ["loss.alpha=0.3", "loss.beta=0.5"]
+    for method, gamma in (("sft", 0), ("sft-all", 0), ("seeking", 0), ("logit-kd", 1)):
+        loss = resolve([], [f"method={method}", *given]).loss
+        assert (loss.alpha, loss.beta, loss.gamma) == (0, 0.5, gamma)
+    assert resolve([], ["method=logit-kd", "loss.gamma=0.2"]).loss.gamma == 0.2
+    assert resolve([], given).loss.alpha == 0.3
+
+
+def test_an_unknown_method_is_one_line() -> None:
+    with pytest.raises(UserError, match="did you mean 'seeking'"):
+        resolve([], ["method=seekin"])
+
+
+def test_the_rank_that_comes_out() -> None:
+    assert resolve([], ["method=seeking"]).adapter_rank == 32
+    assert (
+        resolve([], ["method=seeking", "seeking.modules=[up_proj, lm_head]"]).adapter_rank is None
+    )
+    assert resolve([], ["method=seeking", "seeking.subtract=block"]).adapter_rank is None
+    assert resolve([], ["method=laten"]).adapter_rank is None
+    assert resolve([], ["training.lora.rank=4"]).adapter_rank == 4

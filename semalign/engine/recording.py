@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from rich.console import Console
 
 from semalign.config import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
-from semalign.core.pairing import Pair
 from semalign.engine.evaluation import Evaluation
+from semalign.engine.methods import Made
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run
 from semalign.engine.training import HISTORY
@@ -41,32 +40,36 @@ def start(run: Run, steps: Steps) -> None:
         run.dataset(f"{data.task}/{split}", fingerprint(tokens), source, context, len(tokens))
 
 
-def finish(
-    run: Run,
-    steps: Steps,
-    scores: Sequence[float],
-    pairs: Sequence[Pair],
-    folder: Path,
-    evaluation: Evaluation,
-) -> None:
+def finish(run: Run, steps: Steps, made: Made, evaluation: Evaluation) -> None:
     """Figures, scores, per-item predictions, report and adapter; then the run is finished."""
-    config, inputs = steps.config, steps.inputs
-    _draw(steps, scores, pairs, folder)
+    config, inputs, folder = steps.config, steps.inputs, made.folder
+    _draw(steps, made)
     run.artifact(str(folder / "figures"), "figures")
     record_scores(run, evaluation)
     run.metrics({f"seconds/{name}": [value] for name, value in steps.seconds.items()})
-    run.tags(
-        {
-            "vocabulary.overlap": f"{inputs.overlap.fraction:.4f}",
-            "adapter.sha256": manifest(folder)["sha256"],
-        }
-    )
+    run.tags({"vocabulary.overlap": f"{inputs.overlap.fraction:.4f}"})
+    record_result(run, folder)
     report = folder / "report.md"
     report.write_text(_markdown(config, evaluation), encoding="utf-8")
     run.artifact(str(report))
-    run.artifact(str(folder / "adapter"), "adapter")
     run.table(_predictions(evaluation), "predictions.json")  # last: MLflow appends to a table
     run.end("FINISHED")
+
+
+def record_result(run: Run, folder: Path) -> None:
+    """What the transfer left, and what that took. Of a whole student only the hash: the weights
+    stay in the transfer's folder.
+    """
+    found = manifest(folder)
+    run.tags({"method": found["method"], "adapter.sha256": found["sha256"]})
+    run.metrics(
+        {
+            f"cost/{name}": [float(found[name])]
+            for name in ("trained_parameters", "seconds", "peak_bytes")
+        }
+    )
+    if (adapter := folder / "adapter").exists():
+        run.artifact(str(adapter), "adapter")
 
 
 def finish_evaluation(run: Run, job: EvaluationJob, evaluation: Evaluation) -> None:
@@ -104,17 +107,17 @@ def record_scores(run: Run, evaluation: Evaluation) -> None:
     )
 
 
-def _draw(steps: Steps, scores: Sequence[float], pairs: Sequence[Pair], folder: Path) -> None:
-    attribution, inputs = steps.config.attribution, steps.inputs
-    critical = critical_layers(list(scores), attribution.top_n)
+def _draw(steps: Steps, made: Made) -> None:
+    attribution, inputs, folder = steps.config.attribution, steps.inputs, made.folder
     layers = inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers
     history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    drawn = {"loss": figures.loss_curve(history)}
+    if made.pairs:
+        critical = critical_layers(list(made.scores), attribution.top_n)
+        drawn["attribution"] = figures.attribution(made.scores, critical, attribution.granularity)
+        drawn["pairing"] = figures.pairing(made.pairs, *layers)
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in (
-        ("attribution", figures.attribution(scores, critical, attribution.granularity)),
-        ("pairing", figures.pairing(pairs, *layers)),
-        ("loss", figures.loss_curve(history)),
-    ):
+    for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
 
 
@@ -126,8 +129,13 @@ def show(config: Config, evaluation: Evaluation, folder: Path, run_id: str) -> N
         console.print(table.terminal(title, *_table(config, evaluation, split)))
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
     console.print(f"protocol {table.protocol(evaluation.protocol)}")
-    console.print(f"adapter sha256: {manifest(folder)['sha256']}")
-    console.print(f"adapter and report: {folder}")
+    found = manifest(folder)
+    console.print(
+        f"method {found['method']}: {found['trained_parameters']:,} trained parameters, "
+        f"{found['seconds']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB a worker"
+    )
+    console.print(f"{found['result']} sha256: {found['sha256']}")
+    console.print(f"{found['result']} and report: {folder}")
     console.print(f"MLflow run {run_id}; to open it:")
     console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import ray
 
 from semalign.config import Config
-from semalign.engine.training import HISTORY
+from semalign.engine.training import HISTORY, MEASURED
 from semalign.stages.job import ModelSpec, TrainJob
 from semalign.stages.store import sha256, write_json
 
@@ -82,23 +83,31 @@ def _threads() -> int:
 
 
 def publish(job: TrainJob, checkpoint: Path, folder: Path, config: Config) -> None:
-    """The adapter beside its configuration; a whole layer also merged; the manifest last."""
+    """The adapter, or the merged student, beside its configuration; the manifest last."""
     from semalign.models.adapters import merge_adapter
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shutil.copytree(checkpoint / "adapter", folder / "adapter")
+    for name in ("adapter", "student"):
+        if (checkpoint / name).exists():
+            shutil.copytree(checkpoint / name, folder / name)
     shutil.copy(checkpoint / HISTORY, folder / HISTORY)
-    if job.adapter == "full":
+    if job.adapter == "full" and not job.factors:
         merge_adapter(job.student.path, folder / "adapter", folder / "student")
-    weights = next((folder / "adapter").glob("*.safetensors"))
+    finish(folder, config, json.loads((checkpoint / MEASURED).read_text(encoding="utf-8")))
+
+
+def finish(folder: Path, config: Config, measured: dict[str, Any]) -> None:
+    """Write the configuration and, last, the manifest of a transfer's folder."""
+    kept = folder / "adapter" if (folder / "adapter").exists() else folder / "student"
+    weights = sorted(kept.glob("*.safetensors"))
     write_json(folder / "config.json", config.model_dump(mode="json"))
     write_json(
         folder / "manifest.json",
         {
-            "adapter": job.adapter,
-            "sha256": sha256(weights),
-            "pairs": [str(pair) for pair in job.pairs],
-            "epochs": config.epochs,
+            "method": config.method,
+            "result": "student" if (folder / "student").exists() else "adapter",
+            "sha256": sha256(weights[0]),
+            **measured,
         },
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -237,22 +238,42 @@ class Steps:
         transport: Path | None,
     ) -> TrainJob:
         """The update of the paired layers, as a worker is told it."""
-        training, loss = self.config.training, self.config.loss
         said, prefix = stores
-        limit = self.config.data.labelled_limit
         return TrainJob(
-            student=self.student,
+            **self._common(),
             pairs=pairs,
-            interfaces=self.config.interfaces,
-            adapter=training.adapter,
-            lora=training.lora,
-            settings=self._hyperparameters(),
             transport=str(transport) if transport else None,
             teacher_store=(str(said.path), said.identity) if said else None,
             prefix_store=(str(prefix.path), prefix.identity),
-            teacher=self.teacher if loss.uses_teacher_head else None,
-            labelled=limit if limit and limit < len(self.inputs.train) else None,
+            teacher=self.teacher if self.config.loss.uses_teacher_head else None,
         )
+
+    def whole_job(self, factors: Path | None) -> TrainJob:
+        """The update of every layer, from Seeking's factors if they are given: nothing is stored
+        beforehand.
+        """
+        return TrainJob(
+            **self._common(),
+            pairs=(),
+            transport=None,
+            teacher_store=None,
+            prefix_store=None,
+            layers=tuple(range(self.inputs.student.num_hidden_layers)),
+            factors=str(factors) if factors else None,
+            seeking=self.config.seeking if factors else None,
+            prints=(*self.prints["student"], fingerprint(self.inputs.train), self.config.dtype),
+        )
+
+    def _common(self) -> dict[str, Any]:
+        training, limit = self.config.training, self.config.data.labelled_limit
+        return {
+            "student": self.student,
+            "interfaces": self.config.interfaces,
+            "adapter": training.adapter,
+            "lora": training.lora,
+            "settings": self._hyperparameters(),
+            "labelled": limit if limit and limit < len(self.inputs.train) else None,
+        }
 
     def train(self, job: TrainJob, run: Run | None, score: Score | None = None) -> Path:
         """The folder of the finished transfer, with its adapter (or its whole student).
@@ -283,7 +304,8 @@ class Steps:
                 remote.publish(job, checkpoint, folder, config)
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             notes.append(f"{config.epochs} epochs, {training.num_workers} worker(s)")
-            notes.append(f"adapter sha256 {manifest['sha256'][:16]}")
+            notes.append(f"{manifest['trained_parameters']:,} parameters")
+            notes.append(f"sha256 {manifest['sha256'][:16]}")
         return folder
 
     def _hyperparameters(self) -> Hyperparameters:

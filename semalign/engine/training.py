@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from semalign.stages.train import Epoch
 Score = Callable[[Path], float]  # of an adapter in its folder
 
 HISTORY = "history.json"  # every step's losses so far, beside each checkpoint
+MEASURED = "measured.json"  # what was trained, and what it took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,8 @@ def _worker(config: dict[str, Any]) -> None:
     tokens: list[Tokens] = ray.get(config["tokens"][0])
     job: TrainJob = config["job"]
 
-    from semalign.models.adapters import save_adapter
-    from semalign.stages.prepare import build_tail
+    from semalign.stages.measure import peak_bytes
+    from semalign.stages.prepare import build_tail, save_result
     from semalign.stages.train import train
 
     device = ray.train.torch.get_device()
@@ -139,6 +141,8 @@ def _worker(config: dict[str, Any]) -> None:
         )
 
     history: dict[str, list[float | None]] = {}
+    begin, before = time.monotonic(), 0.0
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def on_epoch(measured: Epoch, save: Any) -> None:
         for name, values in measured.series.items():
@@ -149,8 +153,16 @@ def _worker(config: dict[str, Any]) -> None:
             if rank == 0:
                 folder = Path(scratch)
                 save(folder)
-                save_adapter(model, folder / "adapter", job.student.path)
+                save_result(model, job, folder)
                 (folder / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+                took = {
+                    "pairs": [str(pair) for pair in job.pairs],
+                    "epochs": measured.epoch,
+                    "trained_parameters": trained,
+                    "seconds": before + time.monotonic() - begin,
+                    "peak_bytes": peak_bytes(device),
+                }
+                (folder / MEASURED).write_text(json.dumps(took), encoding="utf-8")
                 checkpoint = Checkpoint.from_directory(folder)
                 _record(config["run"], measured)
                 _say(measured)
@@ -166,6 +178,7 @@ def _worker(config: dict[str, Any]) -> None:
         if latest is not None:
             resume = Path(latest.to_directory(scratch))
             history = json.loads((resume / HISTORY).read_text(encoding="utf-8"))
+            before = json.loads((resume / MEASURED).read_text(encoding="utf-8"))["seconds"]
         try:
             train(
                 wrapped,
@@ -182,11 +195,11 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _kept(model: Any, job: TrainJob, config: dict[str, Any], epoch: int) -> Path:
-    """The adapter as of this epoch, where an engine on any node can read it."""
-    from semalign.models.adapters import save_adapter
+    """What is trained as of this epoch, where an engine on any node can read it."""
+    from semalign.stages.prepare import save_result
 
     folder = Path(config["scratch"]) / str(epoch)
-    save_adapter(model, folder, job.student.path)
+    save_result(model, job, folder)
     return folder
 
 

@@ -9,6 +9,7 @@ from semalign.config import Config
 from semalign.engine import recording
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.evaluation import Candidate, Evaluation
+from semalign.engine.methods import make
 from semalign.engine.recording import TRANSFERRED
 from semalign.engine.scoring import score_candidates
 from semalign.engine.steps import Steps
@@ -49,25 +50,22 @@ def _run(steps: Steps) -> Outcome:
         config.tracking_uri,
         config.tracking.experiment,
         key=content_key(steps.prints, described),
-        name=config.tracking.run_name or f"{config.data.task}-{config.pairing.strategy}",
+        name=config.tracking.run_name or run_name(config),
         artifacts=str(config.work / "mlartifacts"),
     )
     finished = run.is_finished()
     try:
         if not finished:
             recording.start(run, steps)
-        scores = steps.attribute()
-        pairs = steps.pair(scores)
-        stores = steps.extract(pairs)
-        transport = steps.align()
-        folder = steps.train(steps.job(pairs, stores, transport), run)
+        made = make(steps, run)
+        folder = made.folder
         with steps.stage("evaluate") as notes:
             evaluation = score(config, folder)
             notes.append(f"{evaluation.generated} items generated")
             notes.append(f"sandbox tier {recording.sandbox_tier(evaluation)}")
         if not finished:
             with steps.stage("record") as notes:
-                recording.finish(run, steps, scores, pairs, folder, evaluation)
+                recording.finish(run, steps, made, evaluation)
                 notes.append(f"MLflow run {run.run_id}")
     except BaseException:
         if not finished:
@@ -75,6 +73,12 @@ def _run(steps: Steps) -> Outcome:
         raise
     recording.show(config, evaluation, folder, run.run_id)
     return Outcome(folder, run.run_id, evaluation)
+
+
+def run_name(config: Config) -> str:
+    """What is trained on, and how."""
+    how = config.pairing.strategy if config.method == "semalign" else config.method
+    return f"{config.data.task}-{how}"
 
 
 def score(config: Config, folder: Path) -> Evaluation:
@@ -88,6 +92,6 @@ def score(config: Config, folder: Path) -> Evaluation:
 
 def transferred(config: Config, folder: Path) -> Candidate:
     """What a transfer left in its folder, to be scored: an adapter, or a whole student."""
-    if config.training.adapter == "full":
-        return Candidate(name=TRANSFERRED, model=str(folder / "student"))
+    if (student := folder / "student").exists():
+        return Candidate(name=TRANSFERRED, model=str(student))
     return Candidate(name=TRANSFERRED, model=config.student, adapter=str(folder / "adapter"))

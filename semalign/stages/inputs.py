@@ -37,6 +37,7 @@ class Inputs:
     attribution: list[Tokens]
     attribution_teacher: list[Tokens]
     extra_layers: tuple[int, ...]
+    align: tuple[Tokens, ...] = ()  # LaTen's alignment split
 
 
 def load_inputs(config: Config) -> Inputs:
@@ -65,7 +66,7 @@ def load_inputs(config: Config) -> Inputs:
     root = data_root(config.data.root)
     data = config.data
     splits = {}
-    for split in (data.train_split, data.attribution_split):
+    for split in _splits(config):
         examples = load_split(root, data.task, split)
         if split == data.train_split:
             examples = mislabel(examples[: data.train_limit], data)
@@ -84,7 +85,15 @@ def load_inputs(config: Config) -> Inputs:
         attribution=attribution,
         attribution_teacher=translate(attribution, overlap.student_to_teacher),
         extra_layers=tuple(code_index(number) for number in config.extraction.layers),
+        align=tuple(splits[config.laten.align_split]) if config.method == "laten" else (),
     )
+
+
+def _splits(config: Config) -> list[str]:
+    """The splits that are read, each once."""
+    data = config.data
+    own = [config.laten.align_split] if config.method == "laten" else []
+    return list(dict.fromkeys([data.train_split, data.attribution_split, *own]))
 
 
 def check_layers(config: Config, teacher_layers: int, student_layers: int) -> None:

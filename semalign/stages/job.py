@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from semalign.config import Lora
+from semalign.config import Lora, Seeking
 from semalign.core.pairing import Pair
 from semalign.stages.store import Identity, content_key
 
@@ -48,10 +48,13 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """One single-layer update. Stores are (folder, identity); `transport` is a file of align.py.
+    """One update of the paired layers, or of all `layers`. Stores are (folder, identity);
+    `transport` is a file of align.py.
 
     What no term of the loss needs is None: the teacher's store, the map, and `teacher`, of which
-    only the LM head is read. The first `labelled` examples have labels; None: all of them.
+    only the LM head is read. Without a prefix store the student is run from its embedding on. The
+    first `labelled` examples have labels; None: all of them. `factors` is Seeking's file, which
+    LoRA starts from as `seeking` says.
     """
 
     student: ModelSpec
@@ -62,14 +65,18 @@ class TrainJob:
     settings: Hyperparameters
     transport: str | None
     teacher_store: tuple[str, Identity] | None
-    prefix_store: tuple[str, Identity]
+    prefix_store: tuple[str, Identity] | None
     teacher: ModelSpec | None = None
     labelled: int | None = None
+    layers: tuple[int, ...] = ()
+    factors: str | None = None
+    seeking: Seeking | None = None
+    prints: tuple[str, ...] = ()  # of the student and the examples, where no store has them
 
     @property
     def student_layers(self) -> list[int]:
         """Trained layers, from 0, shallowest first."""
-        return sorted({pair.student for pair in self.pairs})
+        return sorted({pair.student for pair in self.pairs} | set(self.layers))
 
     @property
     def key(self) -> str:
@@ -82,6 +89,10 @@ class TrainJob:
             self.lora.model_dump(),
             self.transport and Path(self.transport).name,
             self.teacher_store and self.teacher_store[1].key,
-            self.prefix_store[1].key,
+            self.prefix_store and self.prefix_store[1].key,
             self.labelled,
+            self.layers,
+            self.factors and Path(self.factors).name,
+            self.seeking and self.seeking.model_dump(),
+            self.prints,
         )

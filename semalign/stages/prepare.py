@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from semalign.models.adapters import full_layers, lora_on_layers
+from semalign.models.adapters import full_layers, lora_on_layers, save_adapter
 from semalign.models.heads import read_lm_head
 from semalign.models.layers import Decoder, drop_prefix, drop_suffix, find_decoder
 from semalign.models.loading import (
@@ -33,44 +34,78 @@ def build_tail(job: TrainJob, tokens: Sequence[Tokens], device: torch.device) ->
     layers kept, the LM head, the optimizer state of the trained parameters, and the rows of both
     LM heads if the loss needs the teacher's logits; activations stay on disk.
     """
-    first, deepest = job.student_layers[0], job.student_layers[-1]
-    student = job.student
+    layers = job.student_layers
+    model = _trainable(job)
+    decoder = find_decoder(model)
+    if job.prefix_store:
+        drop_prefix(decoder, layers[0])
+    if not job.settings.reaches_output:
+        drop_suffix(decoder, layers[-1])
+    model.to(device)
+    seen = hide_labels(tokens, job.labelled)
+    supervision = Supervision(
+        tokens=seen,
+        first_layer=layers[0],
+        inputs=_prefix(job, tokens, seen),
+        targets=_targets(job, tokens, seen) if job.settings.alpha > 0 else (),
+        transport=Transport.load(Path(job.transport)).to(device) if job.transport else None,
+        heads=_heads(job.student, job.teacher, decoder) if job.teacher else None,
+        final=_final(job, tokens, seen) if job.settings.gamma > 0 else None,
+    )
+    return StudentTail(model, supervision, job.settings)
+
+
+def _trainable(job: TrainJob) -> nn.Module:
+    """The student on the CPU, frozen but for what the job trains."""
+    student, layers = job.student, job.student_layers
     model = load_model(
         student.path, dtype=student.dtype, device=None, trust_remote_code=student.trust_remote_code
     )
+    if job.factors and job.seeking:
+        from semalign.baselines.seeking import Factors
+        from semalign.models.injection import inject
+
+        seeking = job.seeking
+        factors = Factors.load(Path(job.factors))
+        with torch.random.fork_rng(devices=[]):
+            return inject(model, factors, dropout=seeking.dropout, subtract=seeking.subtract)
     if job.adapter == "lora":
-        model = lora_on_layers(
+        return lora_on_layers(
             model,
-            job.student_layers,
+            layers,
             rank=job.lora.rank,
             alpha=job.lora.scaling_alpha,
             dropout=job.lora.dropout,
             target_modules=job.lora.target_modules,
             seed=job.settings.seed,
         )
+    full_layers(model, layers)
+    # a step of 3e-4 is lost in bfloat16: trained weights are kept in float32, as PEFT does
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def save_result(model: nn.Module, job: TrainJob, folder: Path) -> None:
+    """Write what was trained into `folder`: as `adapter/`, or as `student/` where no adapter can
+    say it.
+    """
+    if job.seeking is None:
+        save_adapter(model, folder / "adapter", job.student.path)
+        return
+    from semalign.models.injection import is_adapter, save_injected, save_merged
+
+    if is_adapter(job.seeking):
+        save_injected(model, folder / "adapter", job.student.path)
     else:
-        full_layers(model, job.student_layers)
-        # a step of 3e-4 is lost in bfloat16: trained weights are kept in float32, as PEFT does
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    decoder = find_decoder(model)
-    drop_prefix(decoder, first)
-    if not job.settings.reaches_output:
-        drop_suffix(decoder, deepest)
-    model.to(device)
-    seen = hide_labels(tokens, job.labelled)
-    prefix = _open(job.prefix_store)
-    supervision = Supervision(
-        tokens=seen,
-        first_layer=first,
-        inputs=prefix.reader(Column(first, "input"), tokens, seen),
-        targets=_targets(job, tokens, seen) if job.settings.alpha > 0 else (),
-        transport=Transport.load(Path(job.transport)).to(device) if job.transport else None,
-        heads=_heads(student, job.teacher, decoder) if job.teacher else None,
-        final=_final(job, tokens, seen) if job.settings.gamma > 0 else None,
-    )
-    return StudentTail(model, supervision, job.settings)
+        save_merged(model, folder / "student", job.student.path)
+
+
+def _prefix(job: TrainJob, tokens: Sequence[Tokens], seen: Sequence[Tokens]) -> Reader | None:
+    if job.prefix_store is None:
+        return None
+    return _open(job.prefix_store).reader(Column(job.student_layers[0], "input"), tokens, seen)
 
 
 def _targets(job: TrainJob, tokens: Sequence[Tokens], seen: Sequence[Tokens]) -> list[Target]:

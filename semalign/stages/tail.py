@@ -20,9 +20,9 @@ from semalign.core.losses import (
     geometry_sum,
     kl_divergence_sum,
 )
-from semalign.models.layers import capture, find_decoder, logits, run_from
+from semalign.models.layers import capture, find_decoder, logits, run_base, run_from
 from semalign.stages.align import Head, Target, Transport
-from semalign.stages.data import Tokens, position_mask
+from semalign.stages.data import Tokens, pad, position_mask
 from semalign.stages.job import Hyperparameters
 from semalign.stages.store import Reader
 
@@ -35,11 +35,12 @@ class Supervision:
 
     Terms of weight zero have nothing here: no `targets`, no `transport` to the student's space, no
     LM heads over the shared vocabulary (student's, teacher's), no `final` states of the teacher.
+    Without `inputs` the student is run from its embedding on.
     """
 
     tokens: Sequence[Tokens]
     first_layer: int
-    inputs: Reader
+    inputs: Reader | None = None
     targets: Sequence[Target] = ()
     transport: Transport | None = None
     heads: tuple[Head, Head] | None = None
@@ -83,12 +84,16 @@ class StudentTail(nn.Module):
         device = next(self.model.parameters()).device
         tokens = [data.tokens[e] for e in examples]
         hidden, mask, ids = self._inputs(examples, device)
+        dtype = self._dtype
         where = position_mask(tokens, self._aligned, ids.shape[1]).to(device)
         wanted = [(target.student, target.interface) for target in data.targets]
         # trained weights are float32; products run in the dtype of the others
-        mixed = torch.autocast(device.type, hidden.dtype, enabled=hidden.dtype != torch.float32)
+        mixed = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         with mixed, capture(decoder, wanted) as seen:
-            final = run_from(decoder, data.first_layer, hidden, mask)
+            if hidden is None:
+                final = run_base(decoder, ids, mask)
+            else:
+                final = run_from(decoder, data.first_layer, hidden, mask)
         sums = {}
         if self.settings.alpha > 0:
             lengths = where.sum(dim=1).tolist()
@@ -129,19 +134,23 @@ class StudentTail(nn.Module):
     def _aligned(self, example: Tokens) -> slice:
         return example.align_positions(self.settings.positions)
 
-    def _inputs(self, examples: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The frozen weights': trained ones may differ, and the store too."""
+        return next(p.dtype for p in self.model.parameters() if not p.requires_grad)
+
+    def _inputs(
+        self, examples: list[int], device: torch.device
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The first trained layer's input (B, T, D) if it is stored, mask and ids (B, T)."""
         data = self.supervision
+        ids, mask = pad([data.tokens[e] for e in examples], 0)
+        if data.inputs is None:
+            return None, mask.to(device), ids.to(device)
         rows = [data.inputs[e] for e in examples]
-        width = max(len(row) for row in rows)
-        # a captured parameter dtype may differ from the store's; the tail runs in the model's own
-        dtype = next(p.dtype for p in self.model.parameters() if not p.requires_grad)
-        hidden = torch.zeros((len(rows), width, rows[0].shape[1]), dtype=dtype)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        hidden = torch.zeros((*ids.shape, rows[0].shape[1]), dtype=self._dtype)
+        for i, row in enumerate(rows):
             hidden[i, : len(row)] = row
-            mask[i, : len(row)] = 1
-            ids[i, : len(row)] = torch.tensor(data.tokens[example].ids)
         return hidden.to(device), mask.to(device), ids.to(device)
 
 

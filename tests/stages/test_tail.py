@@ -237,3 +237,26 @@ def test_one_objective_is_not_another(job: TrainJob, tokens: list[Tokens]) -> No
         for changed in ({}, {"objective": "fisher"}, {"objective": "geometry"}, {"gamma": 0.1})
     }
     assert len({*keys, replace(job, labelled=3).key}) == 5
+
+
+def test_the_whole_student_says_what_its_layers_say_from_a_store(
+    job: TrainJob, family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    """Without a prefix store the student is run from its embedding on."""
+    prefix = make_store(tmp_path, family["student"], tokens, [Column(0, "input")], 32)
+    alone = with_loss(job, alpha=0.0)
+    whole = replace(alone, pairs=(), layers=(0, 1, 2), teacher_store=None, transport=None)
+    stored = build_tail(replace(whole, prefix_store=prefix), tokens, CPU)
+    run = build_tail(replace(whole, prefix_store=None), tokens, CPU)
+    losses = []
+    for tail in (stored, run):
+        (loss,) = tail([0, 2, 3]).values()
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    gradients = [
+        {name: p.grad for name, p in tail.named_parameters() if p.requires_grad}
+        for tail in (stored, run)
+    ]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)

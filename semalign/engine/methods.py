@@ -1,0 +1,106 @@
+"""The methods of transfer: SemAlign, the baselines Seeking and LaTen, and the controls.
+
+All but LaTen, which has a training of its own, go through the same Ray Train loop.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray
+
+from semalign.core.pairing import Pair
+from semalign.engine import remote
+from semalign.engine.steps import Steps
+from semalign.engine.tracking import Run
+from semalign.engine.training import HISTORY, Score
+from semalign.stages.data import fingerprint
+from semalign.stages.store import content_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a method leaves: its folder and, where layers are paired, the attribution and pairs."""
+
+    folder: Path
+    scores: Sequence[float] = ()
+    pairs: Sequence[Pair] = ()
+
+
+def make(steps: Steps, run: Run | None, score: Score | None = None) -> Made:
+    """Run the configuration's method, or find it done. ``score``: as `Steps.train` takes it."""
+    method = steps.config.method
+    if method == "laten":
+        return Made(folder=laten(steps, run))
+    if not steps.config.pairs_layers:
+        factors = seek(steps) if method == "seeking" else None
+        return Made(folder=steps.train(steps.whole_job(factors), run, score))
+    scores = steps.attribute()
+    pairs = steps.pair(scores)
+    job = steps.job(pairs, steps.extract(pairs), steps.align())
+    return Made(folder=steps.train(job, run, score), scores=scores, pairs=pairs)
+
+
+def seek(steps: Steps) -> Path:
+    """Seeking's factors, from the attribution split: one file, whatever the seed."""
+    config, inputs = steps.config, steps.inputs
+    what = config.seeking.model_dump(exclude={"dropout"})
+    tokens = inputs.attribution_teacher
+    key = content_key("seeking", steps.prints, fingerprint(tokens), what, config.dtype)
+    file = config.work / "factors" / f"{key}.safetensors"
+    with steps.stage("seek") as notes:
+        if file.exists():
+            notes.append("already there")
+        else:
+            ids = (inputs.overlap.student_ids, inputs.overlap.teacher_ids)
+            ray.get(
+                remote.seek.options(**steps.gpu_shape).remote(
+                    steps.teacher,
+                    config.extraction.device_map,
+                    inputs.student,
+                    tokens,
+                    ids,
+                    config.seeking,
+                    str(file),
+                )
+            )
+        notes.append(f"{len(tokens)} examples, {len(config.seeking.modules)} modules a layer")
+    return file
+
+
+def laten(steps: Steps, run: Run | None) -> Path:
+    """LaTen's student, its neurons baked into the weights."""
+    config, inputs, training = steps.config, steps.inputs, steps.config.training
+    rows = inputs.attribution, list(inputs.align), inputs.train
+    prints = [fingerprint(tokens) for tokens in rows]
+    what = config.laten.model_dump(), config.alignment_steps, config.seed, config.dtype
+    key = content_key("laten", steps.prints, prints, what)
+    folder = config.work / "transfers" / key
+    with steps.stage("translate") as notes:
+        if (folder / "manifest.json").exists():
+            notes.append("already there")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            shape = {"num_cpus": training.cpus_per_worker, "num_gpus": float(training.use_gpu)}
+            measured, series = ray.get(
+                remote.laten.options(**shape).remote(
+                    (steps.teacher, steps.student),
+                    config.extraction.device_map,
+                    rows,
+                    inputs.overlap.student_to_teacher,
+                    config.laten,
+                    config.alignment_steps,
+                    config.seed,
+                    str(folder),
+                )
+            )
+            (folder / HISTORY).write_text(json.dumps(series), encoding="utf-8")
+            if run is not None:
+                run.metrics({f"train/{name}": values for name, values in series.items()})
+            remote.finish(folder, config, asdict(measured))
+        notes.append(f"{config.alignment_steps} steps of {config.laten.pool} examples")
+    return folder
