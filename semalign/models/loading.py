@@ -34,8 +34,9 @@ _TOKENIZER_FILES = (
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
-def resolve(path: str | Path) -> Path:
-    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded).
+def resolve(path: str | Path, *, weights: bool = True) -> Path:
+    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded,
+    without `weights` its configuration and tokenizer alone).
 
     **Raises** `UserError` if there is no such folder and no hub answers with such a model.
     """
@@ -52,14 +53,16 @@ def resolve(path: str | Path) -> Path:
         return folder.resolve()
     if not _HUB_ID.fullmatch(name):
         raise UserError(f"model folder '{name}' does not exist")
-    return _download(name)
+    return _download(name, weights)
 
 
 @lru_cache
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     skip = ["original/*", "consolidated*"]  # a second copy of the weights in another layout
+    if not weights:
+        skip.append("*.safetensors")
     try:
         found = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=skip)
     except Exception as error:  # offline, unknown, gated, no disk: all end the same for the user
@@ -75,7 +78,7 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     **Raises** `UserError` for a missing model or an unreadable config.json.
     """
-    folder = resolve(path)
+    folder = resolve(path, weights=False)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
@@ -165,7 +168,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     **Raises** `UserError` if the folder holds no tokenizer.
     """
-    folder = resolve(path)
+    folder = resolve(path, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -261,6 +264,19 @@ def vocabulary_overlap(
         teacher_ids=teacher_ids,
         fraction=len(pairs) / max(1, len(student)),
         student_to_teacher=student_to_teacher,
+    )
+
+
+def shared_rows(student_rows: int, teacher_rows: int) -> Overlap:
+    """The overlap of two vocabularies with the same ids, one of which may go on further."""
+    shared = min(student_rows, teacher_rows)
+    table = torch.full((student_rows,), -1, dtype=torch.long)
+    table[:shared] = torch.arange(shared)
+    return Overlap(
+        student_ids=torch.arange(shared),
+        teacher_ids=torch.arange(shared),
+        fraction=shared / student_rows,
+        student_to_teacher=table,
     )
 
 

@@ -56,13 +56,14 @@ def _setting_row(summary: Summary, setting: Setting) -> list[str]:
     seeds += [f"{states.count(s)} {s}" for s in ("failed", "stopped early") if s in states]
     return [
         label + notes,
-        _spread(setting.scores(setting.metric)),
-        *_difference(versus(summary.base, setting, setting.metric)),
+        spread(setting.scores(setting.metric)),
+        *difference(versus(summary.base, setting, setting.metric)),
         ", ".join(seeds),
     ]
 
 
-def _difference(found: Comparison | None) -> tuple[str, str]:
+def difference(found: Comparison | None) -> tuple[str, str]:
+    """`+1.2 (-0.3 to 2.8)` in points, and the p-value; nothing of nothing."""
     if found is None:
         return "", ""
     low, high = 100 * found.low, 100 * found.high
@@ -72,7 +73,7 @@ def _difference(found: Comparison | None) -> tuple[str, str]:
     )
 
 
-def _spread(scores: Sequence[float]) -> str:
+def spread(scores: Sequence[float]) -> str:
     """`64.7 ± 1.6`: mean and standard deviation of fractions, in percent."""
     if not scores:
         return "-"
@@ -93,8 +94,8 @@ def chosen_table(summary: Summary) -> Rows:
         for name, scores in summary.references.items()
     ]
     for setting in shown:
-        scores = [_spread(setting.scores((task, split))) for task in tasks]
-        compared = _difference(versus(base, setting, (metric, split)))
+        scores = [spread(setting.scores((task, split))) for task in tasks]
+        compared = difference(versus(base, setting, (metric, split)))
         body.append([setting.trial.label, *scores, *compared])
     return head, body
 

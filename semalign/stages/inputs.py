@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from semalign.config import Config
 from semalign.core.pairing import STRATEGIES, code_index
 from semalign.errors import UserError, nearest
+from semalign.models import published
 from semalign.models.loading import (
     Overlap,
     load_config,
@@ -38,25 +40,22 @@ class Inputs:
     attribution_teacher: list[Tokens]
     extra_layers: tuple[int, ...]
     align: tuple[Tokens, ...] = ()  # LaTen's alignment split
+    absent: tuple[str, ...] = ()  # models whose published shape stands in
 
 
-def load_inputs(config: Config) -> Inputs:
+def load_inputs(config: Config, *, planned: bool = False) -> Inputs:
     """Read and check everything that can be checked before weights are loaded.
+
+    To plan, of the paper's models the published shape will do where they are not at hand.
 
     Raises UserError for missing models, data or splits, a vocabulary overlap below
     `alignment.min_overlap`, an unknown pairing strategy, and layers out of range.
     """
-    trust = config.trust_remote_code
-    teacher = load_config(config.teacher, trust_remote_code=trust).get_text_config()
-    student = load_config(config.student, trust_remote_code=trust).get_text_config()
+    models = config.teacher, config.student
+    absent = tuple(path for path in models if planned and published.absent(path))
+    teacher, student = (_configuration(config, path, absent) for path in models)
     check_layers(config, teacher.num_hidden_layers, student.num_hidden_layers)
-    tokenizer = load_tokenizer(config.student, trust_remote_code=trust)
-    overlap = vocabulary_overlap(
-        tokenizer,
-        load_tokenizer(config.teacher, trust_remote_code=trust),
-        student_rows=student.vocab_size,
-        teacher_rows=teacher.vocab_size,
-    )
+    tokenizer, overlap = _vocabularies(config, teacher, student, absent)
     if overlap.fraction < config.alignment.min_overlap or not len(overlap.student_ids):
         raise UserError(
             f"alignment.min_overlap={config.alignment.min_overlap}: only {overlap.fraction:.1%} of "
@@ -86,7 +85,30 @@ def load_inputs(config: Config) -> Inputs:
         attribution_teacher=translate(attribution, overlap.student_to_teacher),
         extra_layers=tuple(code_index(number) for number in config.extraction.layers),
         align=tuple(splits[config.laten.align_split]) if config.method == "laten" else (),
+        absent=absent,
     )
+
+
+def _configuration(config: Config, path: str, absent: Sequence[str]) -> Any:
+    if path in absent:
+        return published.published_config(path)
+    return load_config(path, trust_remote_code=config.trust_remote_code).get_text_config()
+
+
+def _vocabularies(
+    config: Config, teacher: Any, student: Any, absent: Sequence[str]
+) -> tuple[Any, Overlap]:
+    """The student's tokenizer, and what its vocabulary shares with the teacher's."""
+    if absent:
+        return published.stand_in(teacher, student)
+    tokenizers = [
+        load_tokenizer(path, trust_remote_code=config.trust_remote_code)
+        for path in (config.student, config.teacher)
+    ]
+    overlap = vocabulary_overlap(
+        *tokenizers, student_rows=student.vocab_size, teacher_rows=teacher.vocab_size
+    )
+    return tokenizers[0], overlap
 
 
 def _splits(config: Config) -> list[str]:

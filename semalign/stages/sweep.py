@@ -21,6 +21,12 @@
 
 Where two axes set the same key, the later one wins. The base is a trial too, the one that all the
 others are compared with.
+
+A file may set methods side by side instead of choosing among settings:
+
+    compare: {axis: variant, control: cross-entropy}    # a trial is scored on its own data.task
+    models:                         # `models=llama2` on the command line takes these instead
+      llama2: {base: {teacher: ..., student: ...}, axes: {...}}
 """
 
 from __future__ import annotations
@@ -52,6 +58,17 @@ class Report(Settings):
     split: str = "test"
 
 
+class Compare(Settings):
+    """Sets the values of one axis side by side, task by task, each against its value `control`.
+
+    Nothing is chosen, so all of them are shown on the report split. A trial is scored on the task
+    that it is trained on.
+    """
+
+    axis: str
+    control: str
+
+
 class Asha(Settings):
     """Stops the worse of the trials: the first may after `grace_epochs`, then after
     `reduction_factor` times as many, and so on.
@@ -76,9 +93,16 @@ class Sweep(Settings):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     select: Select = Select()
     report: Report = Report()
+    compare: Compare | None = None
     scheduler: Scheduler | None = None
     search: Literal["random", "optuna"] | None = None
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+
+    def metric(self, task: str) -> tuple[str, str]:
+        """The task and split that a trial trained on `task` is judged by."""
+        if self.compare is not None:
+            return task, self.report.split
+        return str(self.select.metric), self.select.split
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -90,7 +114,8 @@ class Sweep(Settings):
 
 
 def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
-    """Read a sweep file. `key=value` overrides its base, `sweep.key=value` the sweep itself.
+    """Read a sweep file. `key=value` overrides its base, `sweep.key=value` the sweep itself, and
+    `models=name` takes that one of its sets of models.
 
     Raises UserError of one line, with the file, the key and the nearest valid one.
     """
@@ -98,6 +123,7 @@ def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     tree = {"name": file.stem, "base": {}, "axes": {}, **_read_yaml(file)}
     with naming(file):
         _check_sections(tree)
+        overrides = _choose_models(tree, list(overrides))
         for_base = _apply(tree, overrides)
         _check_sections(tree)
         settings = flat(tree["base"]) | for_base
@@ -108,6 +134,9 @@ def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         _refuse_swept(for_base, tree["axes"])
         tree["base"] = settings | {"workdir": base.workdir}
         sweep: Sweep = validate(tree, Sweep)  # type: ignore[type-var]
+        if sweep.compare is not None:
+            _check_compared(sweep, base)
+            return sweep
         metric = sweep.select.metric or base.data.task
         select = sweep.select.model_copy(update={"metric": metric})
         sweep = sweep.model_copy(update={"select": select})
@@ -129,6 +158,22 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
     for section in ("base", "axes"):
         if not isinstance(tree[section], Mapping):
             raise UserError(f"{section}={tree[section]!r}: expected a mapping of settings")
+
+
+def _choose_models(tree: dict[str, Any], overrides: list[str]) -> list[str]:
+    """Merge the set of models that is asked for into base and axes; the other overrides."""
+    sets = tree.pop("models", {})
+    if not isinstance(sets, Mapping):
+        raise UserError(f"models={sets!r}: expected {{name: {{base: settings, axes: axes}}}}")
+    for asked in (text for text in overrides if text.startswith("models=")):
+        name = asked.removeprefix("models=")
+        if name not in sets:
+            hint = nearest(name, sets) if sets else "the file has no sets of models"
+            raise UserError(f"models={name}: {hint}")
+        chosen = {"base": {}, "axes": {}, **sets[name]}
+        tree["base"] = flat(tree["base"]) | flat(chosen["base"])
+        tree["axes"] = {**tree["axes"], **chosen["axes"]}
+    return [text for text in overrides if not text.startswith("models=")]
 
 
 def _apply(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -175,6 +220,23 @@ def _check_draws(sweep: Sweep) -> None:
         raise UserError(f"samples={sweep.samples}: no axis is a range, there is nothing to draw")
     if sweep.search == "optuna" and not sweep.ranges:
         raise UserError("search=optuna: no axis is a range, there is nothing to search")
+
+
+def _check_compared(sweep: Sweep, base: Config) -> None:
+    assert sweep.compare is not None
+    grids = {axis.name: axis for axis in sweep.grids}
+    if (axis := grids.get(sweep.compare.axis)) is None:
+        hint = nearest(sweep.compare.axis, grids) if grids else "the sweep has no grid axis"
+        raise UserError(f"compare.axis={sweep.compare.axis}: {hint}")
+    names = [str(option.value) for option in axis.options]
+    if sweep.compare.control not in names:
+        hint = nearest(sweep.compare.control, names)
+        raise UserError(f"compare.control={sweep.compare.control}: {hint}")
+    if sweep.scheduler is not None:
+        raise UserError("scheduler: what is compared is trained to the end; leave it out")
+    if sweep.report.split not in base.evaluation.splits:
+        hint = nearest(sweep.report.split, base.evaluation.splits)
+        raise UserError(f"report.split={sweep.report.split}: not in evaluation.splits; {hint}")
 
 
 def _check_scores(sweep: Sweep, base: Config) -> None:

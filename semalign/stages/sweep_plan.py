@@ -94,7 +94,7 @@ def plan_sweep(trials: Sequence[Trial], inputs: Mapping[str, Inputs] | None = No
 
     Raises UserError for whatever a trial's inputs lack.
     """
-    plans = plan_trials(trials, share_inputs(trials) if inputs is None else inputs)
+    plans = plan_trials(trials, share_inputs(trials, planned=True) if inputs is None else inputs)
     items = evaluated_items(trials[0].config)  # no axis is of the evaluation
     ranks = [plan.config.training.lora.rank for plan in plans if not plan.whole]
     return SweepPlan(

@@ -73,17 +73,17 @@ class TrialPlan:
         )
 
 
-def share_inputs(trials: Sequence[Trial]) -> dict[str, Inputs]:
+def share_inputs(trials: Sequence[Trial], *, planned: bool = False) -> dict[str, Inputs]:
     """Each trial's inputs by its id, read once where trials have the same. No weight is loaded.
 
-    Raises UserError as `load_inputs` does.
+    `planned`, and raises UserError, as `load_inputs`.
     """
     loaded: dict[str, Inputs] = {}
     found = {}
     for trial in trials:
         config, key = trial.config, _inputs_key(trial.config)
         if key not in loaded:
-            loaded[key] = load_inputs(config)
+            loaded[key] = load_inputs(config, planned=planned)
         inputs = loaded[key]
         check_layers(config, inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers)
         extra = tuple(code_index(number) for number in config.extraction.layers)
@@ -96,6 +96,7 @@ def _inputs_key(config: Config) -> str:
     return content_key(
         *(config.teacher, config.student, config.trust_remote_code, config.alignment.min_overlap),
         *(config.data.model_dump(), config.evaluation.model_dump()),
+        config.laten.align_split if config.method == "laten" else None,
     )
 
 

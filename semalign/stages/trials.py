@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from semalign.config import Config, validate
-from semalign.errors import UserError
+from semalign.errors import UserError, nearest
 from semalign.stages.axes import Option, lookup, nested
 from semalign.stages.store import content_key
 from semalign.stages.sweep import Sweep, naming
@@ -91,6 +91,8 @@ def make_trial(sweep: Sweep, point: Mapping[str, Option], seed: int) -> Trial:
     raw = {name: option.value for name, option in point.items()}
     with naming(f"sweep {sweep.name}: trial {_label(raw)}"):
         config = validate(nested(settings | {"seed": seed}))
+        if sweep.compare is not None:
+            config = _own_task(config)
     content = config.model_dump(mode="json", exclude=HARDWARE)
     cases = {axis.name for axis in sweep.grids if axis.named}
     axes = {name: raw[name] if name in cases else lookup(content, name) for name in point}
@@ -103,6 +105,17 @@ def make_trial(sweep: Sweep, point: Mapping[str, Option], seed: int) -> Trial:
         config=config,
         base=not point,
     )
+
+
+def _own_task(config: Config) -> Config:
+    """The same, scored on the task that it is trained on. Raises UserError if that is not among
+    the tasks of the evaluation, on which models are scored beside.
+    """
+    if config.data.task not in config.evaluation.tasks:
+        hint = nearest(config.data.task, config.evaluation.tasks)
+        raise UserError(f"data.task={config.data.task}: not in evaluation.tasks; {hint}")
+    own = config.evaluation.model_copy(update={"tasks": (config.data.task,)})
+    return config.model_copy(update={"evaluation": own})
 
 
 def _label(axes: Mapping[str, Any]) -> str:

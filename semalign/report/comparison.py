@@ -1,0 +1,184 @@
+"""A sweep that sets methods side by side, task by task, as tables (the paper's Tables 1 and 2).
+
+Nothing is chosen: every row is on the report split. Scores in percent, mean ± standard deviation
+over seeds; gaps and differences in points.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from semalign.report import table
+from semalign.report.summary import Key, Result, Setting, Summary, versus
+from semalign.report.sweep import Rows, difference, failures_table, spread
+from semalign.stages.sweep import Compare
+from semalign.stages.trials import show
+
+TASK = "data.task"
+NOTE = (
+    "Percent, mean ± standard deviation over seeds. A gap is the teacher's score minus the row's, "
+    "a difference the row's minus the control's, in points: item by item with each item's score "
+    "averaged over seeds, 95% interval by bootstrap over items. p-values are not corrected for "
+    "their number."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method under one teacher, at one point of the other axes: its setting for each task."""
+
+    teacher: str
+    method: str
+    others: tuple[str, ...]
+    settings: Mapping[str, Setting]
+
+    @property
+    def name(self) -> str:
+        return ", ".join((self.method, *self.others))
+
+    def scores(self, task: str, split: str) -> list[float]:
+        """One a seed that finished."""
+        return self.settings[task].scores((task, split)) if task in self.settings else []
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The rows of a comparison, those of a teacher together and in the order of the axis."""
+
+    summary: Summary
+
+    @property
+    def split(self) -> str:
+        return self.summary.sweep.report.split
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(s.trial.config.data.task for s in self.summary.settings))
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        axis = self._compare.axis
+        found: dict[tuple[str, str, tuple[str, ...]], dict[str, Setting]] = {}
+        for setting in self.summary.settings:
+            trial = setting.trial
+            if axis not in trial.axes:
+                continue  # the base, where it is at no point of the axes
+            others = tuple(
+                show(value)
+                for name, value in trial.axes.items()
+                if name not in (axis, TASK, "teacher")
+            )
+            key = trial.config.teacher, show(trial.axes[axis]), others
+            found.setdefault(key, {})[trial.config.data.task] = setting
+        teachers = list(dict.fromkeys(teacher for teacher, _, _ in found))
+        ordered = sorted(found, key=lambda key: teachers.index(key[0]))
+        return [Row(*key, found[key]) for key in ordered]
+
+    @property
+    def _compare(self) -> Compare:
+        assert self.summary.sweep.compare is not None
+        return self.summary.sweep.compare
+
+    def control(self, row: Row) -> Row | None:
+        """The control's row beside this one; None for the control itself."""
+        if row.method == self._compare.control:
+            return None
+        beside = (self._compare.control, row.teacher, row.others)
+        return next((r for r in self.rows if (r.method, r.teacher, r.others) == beside), None)
+
+    def scores(self) -> Rows:
+        """Models and methods, a column a task, and the mean gap to the teacher."""
+        head = [self.split, *self.tasks, "mean gap"]
+        body = []
+        teachers = list(dict.fromkeys(row.teacher for row in self.rows))
+        student = [name for name in self.summary.references if name not in teachers]
+        for name in student:
+            for teacher in teachers[:1]:
+                body.append([f"student {name}", *self._reference(name), self._gap(teacher, name)])
+        for teacher in teachers:
+            body.append([f"teacher {teacher}", *self._reference(teacher), ""])
+            for row in (row for row in self.rows if row.teacher == teacher):
+                cells = [self._cell(row, task) for task in self.tasks]
+                body.append([row.name, *cells, self._mean_gap(row)])
+        return head, body
+
+    def _reference(self, name: str) -> list[str]:
+        scores = self.summary.references[name]
+        return [table.cell(scores[task, self.split]) for task in self.tasks]
+
+    def _gap(self, teacher: str, name: str) -> str:
+        found = [self._teacher(teacher, t) - self._teacher(name, t) for t in self.tasks]
+        return f"{100 * statistics.fmean(found):.2f}"
+
+    def _teacher(self, name: str, task: str) -> float:
+        return self.summary.references[name][task, self.split].value
+
+    def _cell(self, row: Row, task: str) -> str:
+        scores = row.scores(task, self.split)
+        if not scores:
+            return "-"
+        gap = 100 * (self._teacher(row.teacher, task) - statistics.fmean(scores))
+        return f"{spread(scores)} (gap {gap:.1f})"
+
+    def _mean_gap(self, row: Row) -> str:
+        scores = {task: row.scores(task, self.split) for task in self.tasks}
+        if not all(scores.values()):
+            return "-"
+        gaps = [self._teacher(row.teacher, t) - statistics.fmean(s) for t, s in scores.items()]
+        return f"{100 * statistics.fmean(gaps):.2f}"
+
+    def differences(self) -> Rows:
+        """Each method minus the control, a task at a time, with interval and p-value."""
+        many = len({row.teacher for row in self.rows}) > 1
+        head = [f"{self.split}, to {self._compare.control}", *self.tasks]
+        body = []
+        for row in self.rows:
+            if (control := self.control(row)) is not None:
+                cells = [self._difference(control, row, task) for task in self.tasks]
+                body.append([f"{row.name} ({row.teacher})" if many else row.name, *cells])
+        return head, body
+
+    def _difference(self, control: Row, row: Row, task: str) -> str:
+        if task not in row.settings or task not in control.settings:
+            return "-"
+        key: Key = (task, self.split)
+        by, p = difference(versus(control.settings[task], row.settings[task], key))
+        return f"{by}, p {p}" if by else "-"
+
+    def costs(self) -> Rows:
+        """What each method trains and takes, the mean over its trials."""
+        head = ["method", "trained parameters", "training, s", "peak memory, GB", "trial, s"]
+        body = []
+        for row in self.rows:
+            results = [r for setting in row.settings.values() for r in setting.finished]
+            if not results:
+                continue
+            body.append(
+                [
+                    row.name,
+                    f"{_mean(results, 'trained_parameters'):,.0f}",
+                    f"{_mean(results, 'seconds'):.1f}",
+                    f"{max(result.cost['peak_bytes'] for result in results) / 1e9:.2f}",
+                    f"{statistics.fmean(result.seconds for result in results):.1f}",
+                ]
+            )
+        return head, body
+
+
+def _mean(results: Sequence[Result], name: str) -> float:
+    return statistics.fmean(result.cost[name] for result in results)
+
+
+def markdown(summary: Summary) -> str:
+    """All tables, with what they say."""
+    tables = Tables(summary)
+    parts = [f"# Sweep {summary.sweep.name}", summary.sweep.description, NOTE]
+    parts += [f"## On {tables.split}", table.markdown(*tables.scores())]
+    parts += ["## Against the control", table.markdown(*tables.differences())]
+    parts += ["## Costs", table.markdown(*tables.costs())]
+    if (failures := failures_table(summary))[1]:
+        parts += ["## Failed", table.markdown(*failures)]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
