@@ -344,12 +344,6 @@ class Config(Settings):
         return self.training.lora.rank
 
     @property
-    def alignment_steps(self) -> int:
-        """LaTen's, by task as in Table 4, unless given."""
-        table = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}
-        return self.laten.steps or table[self.data.task]
-
-    @property
     def epochs(self) -> int:
         """Table 5, unless given."""
         return self.training.epochs or (3 if self.data.task == "humaneval" else 5)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
 from semalign.core.pairing import Pair
 from semalign.engine import remote
+from semalign.engine.generation import ANYWHERE
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run
 from semalign.engine.training import HISTORY, Score
@@ -75,32 +76,38 @@ def seek(steps: Steps) -> Path:
 def laten(steps: Steps, run: Run | None) -> Path:
     """LaTen's student, its neurons baked into the weights."""
     config, inputs, training = steps.config, steps.inputs, steps.config.training
-    rows = inputs.attribution, list(inputs.align), inputs.train
-    prints = [fingerprint(tokens) for tokens in rows]
-    what = config.laten.model_dump(), config.alignment_steps, config.seed, config.dtype
-    key = content_key("laten", steps.prints, prints, what)
-    folder = config.work / "transfers" / key
+    rows = {
+        "train": inputs.train,
+        "attribution": inputs.attribution,
+        "align": list(inputs.align),
+    }
+    prints = [fingerprint(tokens) for tokens in rows.values()]
+    what = config.laten.model_dump(), config.data.task, config.seed, config.dtype
+    folder = config.work / "transfers" / content_key("laten", steps.prints, prints, what)
     with steps.stage("translate") as notes:
         if (folder / "manifest.json").exists():
             notes.append("already there")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             shape = {"num_cpus": training.cpus_per_worker, "num_gpus": float(training.use_gpu)}
+            task = remote.laten.options(scheduling_strategy=ANYWHERE, **shape)
             measured, series = ray.get(
-                remote.laten.options(**shape).remote(
+                task.remote(
                     (steps.teacher, steps.student),
                     config.extraction.device_map,
                     rows,
                     inputs.overlap.student_to_teacher,
-                    config.laten,
-                    config.alignment_steps,
-                    config.seed,
+                    config,
                     str(folder),
                 )
             )
             (folder / HISTORY).write_text(json.dumps(series), encoding="utf-8")
             if run is not None:
                 run.metrics({f"train/{name}": values for name, values in series.items()})
-            remote.finish(folder, config, asdict(measured))
-        notes.append(f"{config.alignment_steps} steps of {config.laten.pool} examples")
+            remote.finish(folder, config, measured)
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        notes.append(f"{found['steps']} steps of {config.laten.pool} examples")
+        notes.append(f"{found['trained_parameters']:,} parameters")
+        notes.append(f"sha256 {found['sha256'][:16]}")
     return folder

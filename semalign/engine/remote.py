@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from semalign.config import Config
+from semalign.config import Config, Seeking
 from semalign.engine.training import HISTORY, MEASURED
 from semalign.stages.job import ModelSpec, TrainJob
 from semalign.stages.store import sha256, write_json
@@ -76,6 +77,75 @@ def build_transport(
         for spec, rows in zip((student, teacher), ids, strict=True)
     ]
     Transport.build(heads[0], heads[1], **how).to(torch.device("cpu")).save(Path(file))
+
+
+@ray.remote(max_retries=2)
+def seek(
+    teacher: ModelSpec,
+    device_map: str | None,
+    student: Any,
+    tokens: list[Any],
+    shared: tuple[Any, Any],
+    settings: Seeking,
+    file: str,
+) -> None:
+    """Seeking's factors for the student of that configuration, as a file."""
+    import torch
+
+    from semalign.baselines import seeking
+
+    torch.set_num_threads(_threads())
+    model = _load(teacher, device_map)
+    trust = teacher.trust_remote_code
+    factors = seeking.seek(model, student, tokens, settings, shared, trust_remote_code=trust)
+    factors.save(file)
+
+
+@ray.remote(max_retries=2)
+def laten(
+    specs: tuple[ModelSpec, ModelSpec],
+    device_map: str | None,
+    rows: dict[str, Any],
+    student_to_teacher: Any,
+    config: Config,
+    folder: str,
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """LaTen's student in `folder`; what it took, and the series of its steps. Memory for both
+    models.
+    """
+    import torch
+
+    from semalign.baselines import laten as method
+    from semalign.models.loading import load_tokenizer
+    from semalign.stages.measure import peak_bytes
+
+    torch.set_num_threads(_threads())
+    begin = time.monotonic()
+    teacher, student = (_load(spec, device_map) for spec in specs)
+    trust = config.trust_remote_code
+    tokenizer = load_tokenizer(config.student, trust_remote_code=trust)
+    special = set(tokenizer.all_special_ids)
+    made = method.transfer(
+        teacher,
+        student,
+        **rows,
+        student_to_teacher=student_to_teacher,
+        decode=lambda token: "" if token in special else tokenizer.decode([token]),
+        task=config.data.task,
+        settings=config.laten,
+        seed=config.seed,
+    )
+    device = next(student.parameters()).device
+    method.bake(config.student, made.deltas, Path(folder) / "student", trust_remote_code=trust)
+    measured = {
+        "steps": len(made.steps),
+        "located_by": made.located_by,
+        "trained_parameters": made.parameters,
+        "seconds": time.monotonic() - begin,
+        "peak_bytes": peak_bytes(device),
+    }
+    names = ("loss", "cross_entropy", "penalty", "lr")
+    return measured, {name: [getattr(step, name) for step in made.steps] for name in names}
 
 
 def _threads() -> int:

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from semalign.baselines.seeking import Factors
 from semalign.models.adapters import full_layers, lora_on_layers, save_adapter
 from semalign.models.heads import read_lm_head
+from semalign.models.injection import exports_adapter, inject, save_injected, save_merged
 from semalign.models.layers import Decoder, drop_prefix, drop_suffix, find_decoder
 from semalign.models.loading import (
     Overlap,
@@ -62,13 +64,9 @@ def _trainable(job: TrainJob) -> nn.Module:
         student.path, dtype=student.dtype, device=None, trust_remote_code=student.trust_remote_code
     )
     if job.factors and job.seeking:
-        from semalign.baselines.seeking import Factors
-        from semalign.models.injection import inject
-
         seeking = job.seeking
         factors = Factors.load(Path(job.factors))
-        with torch.random.fork_rng(devices=[]):
-            return inject(model, factors, dropout=seeking.dropout, subtract=seeking.subtract)
+        return inject(model, factors, dropout=seeking.dropout, subtract=seeking.subtract)
     if job.adapter == "lora":
         return lora_on_layers(
             model,
@@ -93,10 +91,7 @@ def save_result(model: nn.Module, job: TrainJob, folder: Path) -> None:
     """
     if job.seeking is None:
         save_adapter(model, folder / "adapter", job.student.path)
-        return
-    from semalign.models.injection import is_adapter, save_injected, save_merged
-
-    if is_adapter(job.seeking):
+    elif exports_adapter(model):
         save_injected(model, folder / "adapter", job.student.path)
     else:
         save_merged(model, folder / "student", job.student.path)

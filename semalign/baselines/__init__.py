@@ -1,0 +1,1 @@
+"""Methods that SemAlign is compared with."""
