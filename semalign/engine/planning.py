@@ -12,17 +12,18 @@ from rich.table import Table
 from semalign.config import Config
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.errors import UserError
+from semalign.models.published import STAND_IN
 from semalign.report.table import terminal
 from semalign.stages.inputs import load_inputs
 from semalign.stages.plan import Plan, Step, known_pairs, make_plan
 from semalign.stages.sweep import Sweep
-from semalign.stages.sweep_plan import plan_sweep, rows
+from semalign.stages.sweep_plan import method_rows, plan_sweep, rows
 from semalign.stages.trials import trials
 
 
 def show_plan(config: Config) -> None:
     """Print the plan. Raises UserError when the cluster cannot hold it."""
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, planned=True)
     plan = make_plan(config, inputs, known_pairs(config, inputs))
     _print(config, plan)
     available = _available(config)
@@ -39,6 +40,9 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
     plan = plan_sweep(planned)
     console = Console(soft_wrap=True)
     console.print(terminal(sweep.description, *rows(plan)))
+    _say_absent(console, plan.absent)
+    if sweep.compare is not None:
+        console.print(terminal("one transfer of each", *method_rows(plan, sweep.compare.axis)))
     if not plan.exact:
         console.print("some pairs are decided by attribution: those figures are upper bounds")
     for config in {trial.setting: trial.config for trial in planned}.values():
@@ -77,6 +81,7 @@ def _print(config: Config, plan: Plan) -> None:
             f"{role} {path}: {shape.layers} layers of width {shape.width}, vocabulary "
             f"{shape.vocabulary}, {shape.weights / 1e6:.1f}M weights"
         )
+    _say_absent(console, plan.absent)
     console.print(f"vocabulary overlap {plan.overlap:.2%}")
     console.print(
         f"{plan.examples} training examples, {plan.tokens} tokens, {plan.positions} stored "
@@ -86,6 +91,7 @@ def _print(config: Config, plan: Plan) -> None:
         console.print("pairs: decided by attribution; the figures below are upper bounds")
     for pair in plan.pairs or ():
         console.print(f"pair: {pair}")
+    console.print(f"method {config.method}: {plan.trained:,} trained parameters")
     table = Table(
         "stage", "operations", "share", "disk", "memory / actor", "actors", "GPUs / actor"
     )
@@ -103,6 +109,14 @@ def _print(config: Config, plan: Plan) -> None:
     table.add_row("total", f"{total:.2e}", "", _bytes(sum(step.disk for step in plan.steps)))
     console.print(table)
     console.print("evaluation is estimated from the training set's mean length")
+
+
+def _say_absent(console: Console, absent: Sequence[str]) -> None:
+    for path in absent:
+        console.print(
+            f"{path} is not at hand: planned with its published shape; tokens are counted by the "
+            f"tokenizer of {STAND_IN}"
+        )
 
 
 def _bytes(count: float) -> str:

@@ -153,7 +153,7 @@ def _worker(config: dict[str, Any]) -> None:
             if rank == 0:
                 folder = Path(scratch)
                 save(folder)
-                save_result(model, job, folder)
+                save_result(model, job, folder, last=measured.epoch == job.settings.epochs)
                 (folder / HISTORY).write_text(json.dumps(history), encoding="utf-8")
                 took = {
                     "pairs": [str(pair) for pair in job.pairs],

@@ -59,7 +59,7 @@ def find_decoder(model: nn.Module) -> Decoder:
         )
     base = found[0]
     heads = (getattr(module, "lm_head", None) for module in model.modules())
-    lm_head = next((head for head in heads if isinstance(head, nn.Linear)), None)
+    lm_head = next((h for h in heads if isinstance(getattr(h, "base_layer", h), nn.Linear)), None)
     if lm_head is None:
         raise UserError(f"{name} has no LM head (lm_head), so its vocabulary has no semantic bases")
     return Decoder(

@@ -17,7 +17,7 @@ from semalign.report.sweep import Rows, difference, failures_table, spread
 from semalign.stages.sweep import Compare
 from semalign.stages.trials import show
 
-TASK = "data.task"
+_TOLD = {"data.task", "teacher"}  # columns and groups of the tables
 NOTE = (
     "Percent, mean ± standard deviation over seeds. A gap is the teacher's score minus the row's, "
     "a difference the row's minus the control's, in points: item by item with each item's score "
@@ -61,16 +61,13 @@ class Tables:
     @cached_property
     def rows(self) -> list[Row]:
         axis = self._compare.axis
+        told = {axis} | {a.name for a in self.summary.sweep.axes if a.keys & _TOLD}
         found: dict[tuple[str, str, tuple[str, ...]], dict[str, Setting]] = {}
         for setting in self.summary.settings:
             trial = setting.trial
             if axis not in trial.axes:
                 continue  # the base, where it is at no point of the axes
-            others = tuple(
-                show(value)
-                for name, value in trial.axes.items()
-                if name not in (axis, TASK, "teacher")
-            )
+            others = tuple(show(v) for name, v in trial.axes.items() if name not in told)
             key = trial.config.teacher, show(trial.axes[axis]), others
             found.setdefault(key, {})[trial.config.data.task] = setting
         teachers = list(dict.fromkeys(teacher for teacher, _, _ in found))

@@ -145,29 +145,30 @@ def align_step(config: Config, inputs: Inputs, teacher: Shape, student: Shape) -
     )
 
 
-def train_step(config: Config, inputs: Inputs, student: Shape, *, first: int) -> Step:
-    """All epochs over the student's layers from `first` (from 0) on."""
+def train_step(
+    config: Config, inputs: Inputs, student: Shape, *, first: int, trained: int = 0
+) -> Step:
+    """All epochs over the student's layers from `first` (from 0) on; `trained` parameters."""
     training, size = config.training, BYTES[config.dtype]
     longest = max(len(example.ids) for example in inputs.train)
     supervised = sum(_width(example.supervised_positions) for example in inputs.train)
     depth = student.layers - first
     tail = depth * student.per_layer
-    trained = training.micro_batch_size * longest * student.width * depth * 16
+    activations = training.micro_batch_size * longest * student.width * depth * 16
     logits = training.micro_batch_size * longest * student.vocabulary * 4
     return Step(
         "train",
         config.epochs * (4.0 * tail * length(inputs.train) + 4.0 * student.head * supervised),
         0,
-        (tail + student.head) * size + trained * size + logits * 3,
+        (tail + student.head) * size + activations * size + logits * 3 + 16 * trained,
         training.num_workers,
         float(training.use_gpu),
     )
 
 
-def evaluate_step(
-    config: Config, inputs: Inputs, *, items: int, weights: int, largest: int
-) -> Step:
-    """`items` asked of each candidate; of `weights` in all, `largest` in one.
+def evaluate_step(config: Config, inputs: Inputs, *, asked: float, largest: int) -> Step:
+    """`asked`: items times the weights of the model that answers, over all candidates; `largest`:
+    the weights of one.
 
     Estimated from the training set's mean length: answers are not known yet.
     """
@@ -175,7 +176,7 @@ def evaluate_step(
     mean = math.ceil(length(inputs.train) / len(inputs.train))
     return Step(
         "evaluate",
-        2.0 * weights * items * mean,
+        2.0 * asked * mean,
         0,
         largest * BYTES[config.dtype] + int(evaluation.kv_cache_gb * 2**30),
         evaluation.num_engines,

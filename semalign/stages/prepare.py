@@ -85,15 +85,15 @@ def _trainable(job: TrainJob) -> nn.Module:
     return model
 
 
-def save_result(model: nn.Module, job: TrainJob, folder: Path) -> None:
-    """Write what was trained into `folder`: as `adapter/`, or as `student/` where no adapter can
-    say it.
+def save_result(model: nn.Module, job: TrainJob, folder: Path, *, last: bool = True) -> None:
+    """Write what was trained into `folder`: as `adapter/` or, after the last epoch, as `student/`
+    where no adapter can say it.
     """
     if job.seeking is None:
         save_adapter(model, folder / "adapter", job.student.path)
     elif exports_adapter(model):
         save_injected(model, folder / "adapter", job.student.path)
-    else:
+    elif last:
         save_merged(model, folder / "student", job.student.path)
 
 

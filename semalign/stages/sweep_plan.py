@@ -21,6 +21,7 @@ from semalign.stages.costs import (
     train_step,
 )
 from semalign.stages.inputs import Inputs
+from semalign.stages.method_costs import seek_step, trained_parameters, translate_step
 from semalign.stages.store_plan import StorePlan, extractions, groups, prefixes
 from semalign.stages.trial_plan import TrialPlan, plan_trials, share_inputs
 from semalign.stages.trials import Trial
@@ -72,6 +73,8 @@ class SweepPlan:
     lora_rank: int | None
     once: Totals
     naive: Totals
+    plans: tuple[TrialPlan, ...]
+    absent: tuple[str, ...]
 
     @property
     def exact(self) -> bool:
@@ -95,8 +98,7 @@ def plan_sweep(trials: Sequence[Trial], inputs: Mapping[str, Inputs] | None = No
     Raises UserError for whatever a trial's inputs lack.
     """
     plans = plan_trials(trials, share_inputs(trials, planned=True) if inputs is None else inputs)
-    items = evaluated_items(trials[0].config)  # no axis is of the evaluation
-    ranks = [plan.config.training.lora.rank for plan in plans if not plan.whole]
+    ranks = [rank for plan in plans if (rank := plan.config.adapter_rank) is not None]
     return SweepPlan(
         trials=len(plans),
         settings=len({plan.trial.setting for plan in plans}),
@@ -104,36 +106,40 @@ def plan_sweep(trials: Sequence[Trial], inputs: Mapping[str, Inputs] | None = No
         extractions=extractions(plans),
         prefixes=prefixes(plans),
         lora_rank=max(ranks, default=None),
-        once=_totals(plans, items, teacher=False),
-        naive=_sum([_totals([plan], items, teacher=True) for plan in plans]),
+        once=_totals(plans, teacher=False),
+        naive=_sum([_totals([plan], teacher=True) for plan in plans]),
+        plans=tuple(plans),
+        absent=tuple(dict.fromkeys(path for plan in plans for path in plan.inputs.absent)),
     )
 
 
-def _totals(plans: list[TrialPlan], items: int, *, teacher: bool) -> Totals:
-    """Of trials that share all that they can; each model and adapter answers `items`.
+def _totals(plans: list[TrialPlan], *, teacher: bool) -> Totals:
+    """Of trials that share all that they can.
 
     A transfer scores student, teacher and result; a sweep the student and the results.
     """
     attributions = [group[0] for group in groups(plans, "attribution")]
     similarities = [group[0] for group in groups(plans, "similarity")]
     maps = [group[0] for group in groups(plans, "map")]
+    factors = [group[0] for group in groups(plans, "factors")]
     trainings = [group[0] for group in groups(plans, "training")]
     said, inputs = extractions(plans), prefixes(plans)
     first, models = plans[0], {plan.config.student for plan in plans}
-    served = [first.student, *(plan.student for plan in trainings)]
+    served = [(first, first.student), *((plan, plan.student) for plan in trainings)]
     if teacher:
         models.add(first.config.teacher)
-        served.append(first.teacher)
-    weights = [shape.weights for shape in served]
+        served.append((first, first.teacher))
+    items = [evaluated_items(plan.config) for plan, _ in served]
+    asked = sum(n * shape.weights for n, (_, shape) in zip(items, served, strict=True))
+    largest = max(shape.weights for _, shape in served)
     steps = (
         *(attribute_step(plan.config, plan.inputs, plan.teacher) for plan in attributions),
         *(similarity_step(p.config, p.inputs, p.teacher, p.student) for p in similarities),
         *(store.step for store in (*said, *inputs)),
         *(align_step(plan.config, plan.inputs, plan.teacher, plan.student) for plan in maps),
+        *(seek_step(plan.config, plan.inputs, plan.teacher) for plan in factors),
         *map(_training, trainings),
-        evaluate_step(
-            first.config, first.inputs, items=items, weights=sum(weights), largest=max(weights)
-        ),
+        evaluate_step(first.config, first.inputs, asked=float(asked), largest=largest),
     )
     engines = len(models) + sum(plan.whole for plan in trainings)
     return Totals(
@@ -144,7 +150,7 @@ def _totals(plans: list[TrialPlan], items: int, *, teacher: bool) -> Totals:
         maps=len(maps),
         trainings=len(trainings),
         engines=engines * first.config.evaluation.num_engines,
-        items=len(served) * items,
+        items=sum(items),
         steps=_by_name(steps),
     )
 
@@ -158,10 +164,14 @@ def _sum(parts: Sequence[Totals]) -> Totals:
 
 
 def _training(plan: TrialPlan) -> Step:
-    """The update, and the student with a whole new layer that it leaves."""
+    """The update, and the whole student that it may leave."""
+    config, inputs = plan.config, plan.inputs
+    if config.method == "laten":
+        return translate_step(config, inputs, plan.teacher, plan.student)
     first = plan.first if isinstance(plan.first, int) else 0
-    step = train_step(plan.config, plan.inputs, plan.student, first=first)
-    return replace(step, disk=plan.whole * plan.student.weights * BYTES[plan.config.dtype])
+    trained = trained_parameters(config, inputs, plan.layers)
+    step = train_step(config, inputs, plan.student, first=first, trained=trained)
+    return replace(step, disk=plan.whole * plan.student.weights * BYTES[config.dtype])
 
 
 def _by_name(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -210,3 +220,28 @@ def rows(plan: SweepPlan) -> tuple[list[str], list[list[str]]]:
         ),
         [f"largest actor ({plan.peak.name})", f"{work}{plan.peak.memory / 1e9:.2f} GB", ""],
     ]
+
+
+def method_rows(plan: SweepPlan, axis: str) -> tuple[list[str], list[list[str]]]:
+    """What one transfer of each value of an axis takes, its evaluation aside: header and rows. Of
+    several teachers or tasks, under the first.
+    """
+    first: dict[str, TrialPlan] = {}
+    for trial in plan.plans:
+        if axis in trial.trial.axes:
+            first.setdefault(str(trial.trial.axes[axis]), trial)
+    head = [axis, "trained", "disk", "GPU-hours", "largest actor"]
+    body = []
+    for name, own in first.items():
+        steps = [step for step in _totals([own], teacher=False).steps if step.name != "evaluate"]
+        largest = max(steps, key=lambda step: step.memory)
+        body.append(
+            [
+                name,
+                f"{trained_parameters(own.config, own.inputs, own.layers):,}",
+                f"{sum(step.disk for step in steps) / 1e9:.3g} GB",
+                f"{sum(step.operations for step in steps) / RATE / 3600:.3g}",
+                f"{largest.memory / 1e9:.1f} GB ({largest.name})",
+            ]
+        )
+    return head, body

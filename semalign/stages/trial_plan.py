@@ -45,11 +45,12 @@ class TrialPlan:
     pairs: tuple[Pair, ...] | None
     columns: frozenset[Column]
     first: Hashable
-    attribution: str
+    attribution: str | None
     similarity: str | None
     store: str | None
-    prefix: str
+    prefix: str | None
     map: str | None
+    factors: str | None = None
 
     @property
     def config(self) -> Config:
@@ -58,12 +59,24 @@ class TrialPlan:
     @property
     def whole(self) -> bool:
         """Whether the result is a whole student, not a LoRA adapter of it."""
-        return self.config.training.adapter == "full"
+        return self.config.adapter_rank is None
+
+    @property
+    def layers(self) -> int:
+        """How many of the student's layers are trained, at most."""
+        if not self.config.pairs_layers:
+            return self.student.layers
+        pairs = {pair.student for pair in self.pairs or ()}
+        return len(pairs) or self.config.attribution.top_n
 
     @property
     def training(self) -> str:
         """Equal trainings leave equal adapters; the hardware has no say."""
         config = self.config
+        if not config.pairs_layers:
+            return content_key(
+                config.model_dump(exclude={"evaluation", "workdir", "tracking", "cluster"})
+            )
         decided = (self.attribution, config.pairing.strategy, config.attribution.top_n)
         return content_key(
             *(config.epochs, config.lr, config.seed, config.extraction.positions),
@@ -126,6 +139,8 @@ def _plan(
     shapes: Callable[[Any], Shape],
 ) -> TrialPlan:
     config, extraction = trial.config, trial.config.extraction
+    if not config.pairs_layers:
+        return _whole(trial, inputs, prints, shapes)
     pairs = known_pairs(config, inputs)
     how = config.attribution.granularity, config.attribution.aggregation
     attributed = config.teacher, prints(inputs.attribution_teacher), config.dtype
@@ -162,6 +177,33 @@ def _plan(
         map=content_key(models, config.alignment.map, config.alignment.top_k)
         if config.loss.uses_map
         else None,
+    )
+
+
+def _whole(
+    trial: Trial,
+    inputs: Inputs,
+    prints: Callable[[list[Tokens]], str],
+    shapes: Callable[[Any], Shape],
+) -> TrialPlan:
+    """Of a method that pairs no layers: nothing is stored before the training."""
+    config = trial.config
+    seeds = config.teacher, config.student, prints(inputs.attribution_teacher), config.dtype
+    seeking = config.seeking.model_dump(exclude={"dropout"})
+    return TrialPlan(
+        trial=trial,
+        inputs=inputs,
+        teacher=shapes(inputs.teacher),
+        student=shapes(inputs.student),
+        pairs=(),
+        columns=frozenset(),
+        first=0,
+        attribution=None,
+        similarity=None,
+        store=None,
+        prefix=None,
+        map=None,
+        factors=content_key(seeds, seeking) if config.method == "seeking" else None,
     )
 
 

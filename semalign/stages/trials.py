@@ -60,7 +60,8 @@ def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
     for point, seed in itertools.product(points(sweep), sweep.seeds):
         trial = make_trial(sweep, point, seed)
         found.setdefault(trial.id, replace(trial, base=trial.setting == base[0].setting))
-    missing = {trial.id: trial for trial in base if trial.id not in found}
+    compared = sweep.compare is not None  # then the control is what all are set beside
+    missing = {trial.id: trial for trial in base if trial.id not in found and not compared}
     return [*(missing | found).values()]
 
 
