@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from semalign.config import Config, EvaluationJob, Schema, resolve
+from semalign.config import AnalysisJob, Config, EvaluationJob, Schema, resolve
 from semalign.errors import Diverged, UserError
 
 USAGE = """usage: python ray_jobs/{job}.py [--plan] [file.yaml ...] [key=value ...]
@@ -17,6 +17,7 @@ USAGE = """usage: python ray_jobs/{job}.py [--plan] [file.yaml ...] [key=value .
 _EXAMPLES: dict[type, tuple[str, str]] = {
     Config: ("transfer", "pairing.strategy=interpolated loss.alpha=0.3"),
     EvaluationJob: ("evaluate", "model=zoo/student tasks=[humaneval,mbpp] protocol=paper"),
+    AnalysisJob: ("analyze", "figure=similarity teacher=zoo/teacher student=zoo/student"),
 }
 
 

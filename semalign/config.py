@@ -438,7 +438,7 @@ class AnalysisJob(Settings):
         return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
 
 
-Schema = TypeVar("Schema", Config, EvaluationJob)
+Schema = TypeVar("Schema", Config, EvaluationJob, AnalysisJob)
 
 
 def resolve(

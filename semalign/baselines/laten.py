@@ -33,7 +33,7 @@ from semalign.baselines.laten_trace import Kind, Row, in_teacher_ids, last_usefu
 from semalign.config import Laten, TaskName
 from semalign.errors import UserError
 from semalign.models.layers import Decoder, find_decoder
-from semalign.models.loading import load_model, resolve
+from semalign.models.loading import copy_companions, load_model
 
 STEPS: dict[TaskName, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
 
@@ -136,12 +136,7 @@ def bake(
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
-    for file in resolve(student).iterdir():
-        weights_or_config = file.suffix == ".safetensors" or file.name.startswith(
-            ("config.json", "model.safetensors", "generation_config")
-        )
-        if file.is_file() and not weights_or_config:
-            shutil.copyfile(file, beside / file.name)
+    copy_companions(student, beside)
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
 

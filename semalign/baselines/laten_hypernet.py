@@ -150,11 +150,15 @@ def injected(decoder: Decoder, deltas: Sequence[Delta]) -> Iterator[None]:
 
 
 def _adding(delta: Delta) -> Any:
+    """A hook that adds to a module's output; on its device, wherever the delta is."""
+
     def rows(_module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        return output.index_add(-1, delta.index, F.linear(args[0], delta.value.to(output.dtype)))
+        said = F.linear(args[0], delta.value.to(output))
+        return output.index_add(-1, delta.index.to(output.device), said)
 
     def columns(_module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        return output + args[0].index_select(-1, delta.index) @ delta.value.to(output.dtype)
+        heard = args[0].index_select(-1, delta.index.to(output.device))
+        return output + heard @ delta.value.to(output)
 
     return rows if delta.name in _IN_ROWS else columns
 

@@ -46,6 +46,12 @@ def make(steps: Steps, run: Run | None, score: Score | None = None) -> Made:
     return Made(folder=steps.train(job, run, score), scores=scores, pairs=pairs)
 
 
+def prepare_whole(steps: Steps) -> None:
+    """What trials of a method that pairs no layers have in common."""
+    if steps.config.method == "seeking":
+        seek(steps)
+
+
 def seek(steps: Steps) -> Path:
     """Seeking's factors, from the attribution split: one file, whatever the seed."""
     config, inputs = steps.config, steps.inputs
@@ -107,7 +113,8 @@ def laten(steps: Steps, run: Run | None) -> Path:
                 run.metrics({f"train/{name}": values for name, values in series.items()})
             remote.finish(folder, config, measured)
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        notes.append(f"{found['steps']} steps of {config.laten.pool} examples")
+        pool = min(config.laten.pool, 1 + len(inputs.align))
+        notes.append(f"{found['steps']} steps of {pool} examples")
         notes.append(f"{found['trained_parameters']:,} parameters")
         notes.append(f"sha256 {found['sha256'][:16]}")
     return folder

@@ -11,8 +11,8 @@ from semalign.engine import recording
 from semalign.engine.evaluation import Evaluation
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run
+from semalign.report import comparison, table
 from semalign.report import sweep as report
-from semalign.report import table
 from semalign.report.summary import Summary
 from semalign.stages.axes import flat
 from semalign.stages.trials import Trial
@@ -23,22 +23,21 @@ def finish_trial(
     run: Run, trial: Trial, steps: Steps, folder: Path, evaluation: Evaluation
 ) -> None:
     """Scores, times, the adapter and the point of the sweep; then the trial's run is finished."""
-    run.tags(
-        {f"axis.{name}": said(value) for name, value in trial.axes.items()}
-        | {"adapter.sha256": recording.manifest(folder)["sha256"]}
-    )
+    run.tags({f"axis.{name}": said(value) for name, value in trial.axes.items()})
+    recording.record_result(run, folder)
     recording.record_scores(run, evaluation)
     run.metrics({f"seconds/{name}": [value] for name, value in steps.seconds.items()})
-    run.artifact(str(folder / "adapter"), "adapter")
     run.end("FINISHED")
 
 
 def finish(run: Run, summary: Summary, folder: Path) -> None:
     """Report, figures and the best configuration, as files and in the sweep's run."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report.markdown(summary), encoding="utf-8")
+    said_by = report if summary.sweep.compare is None else comparison
+    (folder / "report.md").write_text(said_by.markdown(summary), encoding="utf-8")
     (folder / "trials.csv").write_text(report.csv_text(summary), encoding="utf-8")
-    for name, figure in report.draw(summary).items():
+    drawn = report.draw(summary) if summary.sweep.compare is None else {}
+    for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
     sweep = summary.sweep
     run.params(
@@ -63,15 +62,29 @@ def finish(run: Run, summary: Summary, folder: Path) -> None:
 
 def show(summary: Summary, folder: Path, config: Config, run_id: str) -> None:
     """The tables on the terminal, and where the rest is."""
-    select, split = summary.sweep.select, summary.sweep.report.split
     console = Console(soft_wrap=True)
-    chosen = f"{summary.sweep.name}, chosen (*) on {select.metric} {select.split}"
-    console.print(table.terminal(chosen, *report.settings_table(summary)))
-    if summary.chosen is not None:
-        console.print(table.terminal(f"on {split}, once", *report.chosen_table(summary)))
-    if (failures := report.failures_table(summary))[1]:
-        console.print(table.terminal("failed", *failures))
-    console.print(report.NOTE)
+    for title, rows in _tables(summary).items():
+        console.print(table.terminal(title, *rows))
+    console.print(report.NOTE if summary.sweep.compare is None else comparison.NOTE)
     console.print(f"report, figures, best configuration: {folder}")
     console.print(f"MLflow run {run_id}; to open it:")
     console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")
+
+
+def _tables(summary: Summary) -> dict[str, report.Rows]:
+    sweep = summary.sweep
+    if sweep.compare is not None:
+        tables = comparison.Tables(summary)
+        found = {
+            sweep.name: tables.scores(),
+            "against the control": tables.differences(),
+            "costs": tables.costs(),
+        }
+    else:
+        chosen = f"{sweep.name}, chosen (*) on {sweep.select.metric} {sweep.select.split}"
+        found = {chosen: report.settings_table(summary)}
+        if summary.chosen is not None:
+            found[f"on {sweep.report.split}, once"] = report.chosen_table(summary)
+    if (failures := report.failures_table(summary))[1]:
+        found["failed"] = failures
+    return found

@@ -23,18 +23,20 @@ from semalign.engine import recording, sweep_recording
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.dispatch import start_engines, stop_engines
 from semalign.engine.evaluation import Candidate
+from semalign.engine.methods import make, prepare_whole
 from semalign.engine.scoring import engine_shape, score_candidates
 from semalign.engine.steps import Need, Steps
 from semalign.engine.tracking import Run, start_tracker
 from semalign.engine.transfer import transferred
 from semalign.errors import UserError
-from semalign.report.summary import Result, Summary, finished, summarise
+from semalign.report.summary import Key, Result, Summary, finished, summarise
 from semalign.stages.inputs import Inputs, check_writable
 from semalign.stages.records import read_records
 from semalign.stages.store import content_key, write_json
 from semalign.stages.sweep import Sweep
 from semalign.stages.trial_plan import share_inputs
 from semalign.stages.trials import Trial, trials
+from semalign.tasks.scores import Score
 
 Engines = dict[str, list[Any]]  # by model
 
@@ -99,9 +101,7 @@ def _run(
     try:
         if todo:
             pairs = prepare(todo, inputs)
-        base = planned[0].config
-        reference = Candidate(name="student", model=base.student)
-        references = score_candidates(base, [reference], engines)
+        references = score_candidates(*_references(sweep, planned), engines)
         if todo:
             shared = Shared(
                 sweep=sweep,
@@ -118,9 +118,25 @@ def _run(
         for group in engines.values():
             stop_engines(group)
     print(f"[sweep] {time.monotonic() - begin:.1f} s", flush=True)
-    scores = {(task, split): score for (_, task, split), score in references.scores.items()}
-    results = [_result(folder, trial) for trial in planned]
-    return summarise(sweep, results, {"student": scores})
+    scores: dict[str, dict[Key, Score]] = {}
+    for (name, task, split), score in references.scores.items():
+        scores.setdefault(name, {})[task, split] = score
+    return summarise(sweep, [_result(folder, trial) for trial in planned], scores)
+
+
+def _references(sweep: Sweep, planned: Sequence[Trial]) -> tuple[Config, list[Candidate]]:
+    """The models to set beside: the student, and where methods are compared the teachers too, on
+    all their tasks.
+    """
+    config = planned[0].config
+    if sweep.compare is None:
+        return config, [Candidate(name="student", model=config.student)]
+    tasks = tuple(dict.fromkeys(trial.config.data.task for trial in planned))
+    evaluation = config.evaluation.model_copy(update={"tasks": tasks})
+    models = dict.fromkeys(t.config.student for t in planned)
+    models |= dict.fromkeys(t.config.teacher for t in planned)
+    candidates = [Candidate(name=model, model=model) for model in models]
+    return config.model_copy(update={"evaluation": evaluation}), candidates
 
 
 def prepare(planned: Sequence[Trial], inputs: Mapping[str, Inputs]) -> dict[str, tuple[Pair, ...]]:
@@ -129,6 +145,9 @@ def prepare(planned: Sequence[Trial], inputs: Mapping[str, Inputs]) -> dict[str,
     needs: dict[Path, tuple[Steps, Need]] = {}
     for trial in planned:
         steps = Steps(trial.config, inputs[trial.id], quiet=True)
+        if not trial.config.pairs_layers:
+            prepare_whole(steps)
+            continue
         pairs[trial.id] = steps.pair(steps.attribute())
         steps.align()
         for need in filter(lambda need: need.columns, steps.needs(pairs[trial.id])):
@@ -157,10 +176,9 @@ def _start_engines(planned: Sequence[Trial]) -> Engines:
     """The engines of every student that adapters are trained for, with room for the largest."""
     ranks: dict[str, list[int]] = {}
     for trial in planned:
-        training = trial.config.training
         ranks.setdefault(trial.config.student, [])
-        if training.adapter == "lora":
-            ranks[trial.config.student].append(training.lora.rank)
+        if (rank := trial.config.adapter_rank) is not None:
+            ranks[trial.config.student].append(rank)
     config = planned[0].config
     shape = engine_shape(config.evaluation, config.dtype, config.trust_remote_code)
     return {
@@ -238,13 +256,11 @@ def _trial(params: dict[str, str], shared: Shared) -> None:
     run = _open(shared, trial)
     inputs = ray.get(shared.inputs[trial.id])
     steps = Steps(config, inputs, quiet=True)
-    metric = (str(shared.sweep.select.metric), shared.sweep.select.split)
+    metric = shared.sweep.metric(config.data.task)
     scored = EpochScore(config, shared.engines, *metric) if shared.sweep.scheduler else None
     try:
         recording.start(run, steps)
-        pairs = shared.pairs[trial.id]
-        job = steps.job(pairs, steps.extract(pairs), steps.align())
-        folder = steps.train(job, run, scored)
+        folder = make(steps, run, scored).folder
         evaluation = score_candidates(config, [transferred(config, folder)], shared.engines)
         sweep_recording.finish_trial(run, trial, steps, folder, evaluation)
     except Exception as error:
@@ -301,10 +317,10 @@ class _Progress(tune.Callback):
     def _say(self, trial: Any, what: str) -> None:
         self.done += 1
         planned = self.shared.trials[trial.config["trial"]]
-        select = self.shared.sweep.select
+        task, split = self.shared.sweep.metric(planned.config.data.task)
         print(
             f"[trial {self.done}/{len(self.shared.trials)}] {planned.label}, seed={planned.seed}: "
-            f"{select.metric} {select.split} {what}",
+            f"{task} {split} {what}",
             flush=True,
         )
 
@@ -322,7 +338,7 @@ def _result(folder: Path, trial: Trial) -> Result:
             for name, path in found["records"].items()
             for task, _, split in [name.partition("/")]
         }
-        return finished(trial, records, found["seconds"])
+        return finished(trial, records, found["seconds"], recording.manifest(Path(found["folder"])))
     if (file := _file(folder, trial.id, "failed")).exists():
         return Result(trial=trial, error=json.loads(file.read_text(encoding="utf-8"))["error"])
     return Result(trial=trial)

@@ -7,7 +7,6 @@ it); a fully trained layer as its own weights beside a note of the model they be
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
 from semalign.models.layers import find_decoder
-from semalign.models.loading import load_model, resolve
+from semalign.models.loading import copy_companions, load_model
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
 _LAYER_WEIGHTS = "layer_weights.safetensors"
@@ -181,9 +180,4 @@ def merge_adapter(
         adapted = adapted.merge_and_unload()
     out = Path(out_path)
     adapted.save_pretrained(out)
-    for file in resolve(base_path).iterdir():
-        is_weight_or_config = file.suffix == ".safetensors" or file.name.startswith(
-            ("config.json", "model.safetensors", "generation_config")
-        )
-        if file.is_file() and not is_weight_or_config:
-            shutil.copyfile(file, out / file.name)
+    copy_companions(base_path, out)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,15 +25,13 @@ from transformers import AutoModelForCausalLM
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
 from semalign.models.layers import find_decoder
-from semalign.models.loading import resolve
+from semalign.models.loading import copy_companions
 
 Pair = tuple[Tensor, Tensor]
 Site = tuple[int | None, str]
 
 VOCABULARY = ("embed_tokens", "lm_head")
 _TRAINED, _ORIGIN = "default", "origin"
-_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
-_WRITTEN_ANEW = ("config.json", "generation_config", "model.safetensors", "pytorch_model")
 
 
 class Given(Protocol):
@@ -275,12 +272,4 @@ def save_merged(model: PeftModel, path: str | Path, base_path: str | Path) -> No
     whole.tie_weights()
     whole.generation_config = base.generation_config
     whole.save_pretrained(path)
-    _copy_companions(resolve(base_path), Path(path))
-
-
-def _copy_companions(base: Path, out: Path) -> None:
-    """What a checkpoint has beside weights and configuration: the tokenizer's files."""
-    for file in base.iterdir():
-        written = file.suffix in _WEIGHT_FILES or file.name.startswith(_WRITTEN_ANEW)
-        if file.is_file() and not written:
-            shutil.copyfile(file, out / file.name)
+    copy_companions(base_path, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -31,6 +32,8 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
+_WRITTEN_ANEW = ("config.json", "generation_config", "model.safetensors", "pytorch_model")
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -177,6 +180,14 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def copy_companions(base: str | Path, out: str | Path) -> None:
+    """Copy what a checkpoint has beside weights and configuration: the tokenizer's files."""
+    for file in resolve(base).iterdir():
+        written = file.suffix in _WEIGHT_FILES or file.name.startswith(_WRITTEN_ANEW)
+        if file.is_file() and not written:
+            shutil.copyfile(file, Path(out) / file.name)
 
 
 def model_fingerprint(path: str | Path) -> str:

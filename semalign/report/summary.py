@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from semalign.stages.evaluate import chosen_protocol
 from semalign.stages.records import Record, item_scores
@@ -18,18 +19,22 @@ from semalign.tasks import find_task
 from semalign.tasks.scores import Comparison, Score, compare
 
 Key = tuple[str, str]  # task, split
+COSTS = ("trained_parameters", "seconds", "peak_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """How a trial ended: with the score of every item by (task, split) and item id; with the error
     that ended it; or with neither, when the scheduler stopped it early.
+
+    `cost`: of the training, `trained_parameters`, `seconds` and `peak_bytes` of a worker.
     """
 
     trial: Trial
     items: Mapping[Key, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -42,11 +47,19 @@ class Result:
         return statistics.fmean(self.items[key].values())
 
 
-def finished(trial: Trial, records: Mapping[Key, Sequence[Record]], seconds: float) -> Result:
-    """A trial that was scored, from the records of each task and split."""
+def finished(
+    trial: Trial,
+    records: Mapping[Key, Sequence[Record]],
+    seconds: float,
+    manifest: Mapping[str, Any] | None = None,
+) -> Result:
+    """A trial that was scored, from the records of each task and split, and the manifest of what
+    it trained.
+    """
     protocol = chosen_protocol(trial.config.evaluation)
     items = {key: item_scores(rows, k=protocol.profile(key[0]).k) for key, rows in records.items()}
-    return Result(trial=trial, items=items, seconds=seconds)
+    cost = {name: float((manifest or {}).get(name, math.nan)) for name in COSTS}
+    return Result(trial=trial, items=items, seconds=seconds, cost=cost)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,11 +122,15 @@ def summarise(
     Chosen is among the settings with the most finished seeds, so that a setting whose other seeds
     failed or were stopped does not win by the one that was lucky.
     """
-    metric = (str(sweep.select.metric), sweep.select.split)
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.trial.setting, []).append(result)
-    settings = tuple(Setting(results=tuple(group), metric=metric) for group in groups.values())
+    settings = tuple(
+        Setting(results=tuple(group), metric=sweep.metric(group[0].trial.config.data.task))
+        for group in groups.values()
+    )
+    if sweep.compare is not None:
+        return Summary(sweep=sweep, settings=settings, chosen=None, references=references or {})
     most = max((len(setting.finished) for setting in settings), default=0)
     eligible = [setting for setting in settings if most and len(setting.finished) == most]
     best = max if sweep.select.mode == "max" else min

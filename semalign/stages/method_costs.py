@@ -74,9 +74,18 @@ def translate_step(config: Config, inputs: Inputs, teacher: Shape, student: Shap
     activations = longest * student.width * student.layers * 16 * BYTES[config.dtype]
     weights = teacher.weights + student.weights
     both = weights * BYTES[config.dtype]
+    # every neuron's column is read by the LM head, once for all rows
+    neurons = sum(
+        2.0
+        * model.num_hidden_layers
+        * model.vocab_size
+        * model.hidden_size
+        * (model.intermediate_size + model.hidden_size)
+        for model in (inputs.teacher, inputs.student)
+    )
     return Step(
         "translate",
-        4.0 * student.weights * rows * mean + 2.0 * weights * (steps + 1) * mean,
+        4.0 * student.weights * rows * mean + 2.0 * weights * (steps + 1) * mean + neurons,
         4 * student.weights,
         both
         + optimizer_bytes(hypernetwork_parameters(inputs))

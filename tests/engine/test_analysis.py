@@ -1,0 +1,86 @@
+"""analyze.py as a job: its files, its MLflow run, and one clear line for each bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from semalign import cli
+from semalign.config import AnalysisJob, resolve
+from semalign.engine.analysis import run_analysis, show_analysis_plan
+from semalign.models.loading import load_model
+from semalign.stages.analysis_inputs import load_inputs
+from semalign.stages.analyze import measure
+
+Complain = Callable[..., str]
+
+
+@pytest.fixture
+def complain(tmp_path: Path, capsys: Any) -> Complain:
+    """Run analyze.py's main with overrides; the one line it prints."""
+
+    def run(*overrides: str) -> str:
+        work = tmp_path / "work"
+        given = [f"workdir={work}", *overrides]
+        status = cli.main(given, AnalysisJob, run=run_analysis, plan=show_analysis_plan)
+        error = capsys.readouterr().err
+        assert status == 2 and "Traceback" not in error
+        assert not (work / "analyses").exists()
+        [line] = [text for text in error.splitlines() if text.startswith("error: ")]
+        return line
+
+    return run
+
+
+def test_unknown_names(complain: Complain, tmp_path: Path) -> None:
+    said = complain("figure=similarty")
+    assert said == "error: figure='similarty': did you mean 'similarity'?"
+    assert complain("modle=x") == "error: modle: unknown key; did you mean 'model'?"
+    assert "model folder '/nowhere' does not exist" in complain("model=/nowhere")
+    assert "no split 'extrct'" in complain("split=extrct")
+    said = complain("figure=similarity", "model=zoo/student")
+    assert said.startswith("error: model: figure=similarity does not use it; expected some of:")
+    said = complain("figure=similarity", f"adapter={tmp_path}")
+    assert "no adapter_config.json" in said
+    assert "positions=2: Input should be greater than" in complain("positions=2")
+
+
+def test_more_gpus_than_exist(complain: Complain, ray_cluster: None) -> None:
+    said = complain("num_gpus=64")
+    assert said.startswith("error: num_gpus=64: the cluster has 0 GPUs; ask for fewer")
+
+
+def test_one_job_leaves_a_figure_its_data_and_a_run(
+    ray_cluster: None, tmp_path: Path, capsys: Any
+) -> None:
+    overrides = ["figure=similarity", "limit=4", f"workdir={tmp_path}"]
+    job = resolve([], overrides, AnalysisJob)
+    folder = run_analysis(job)
+    said = capsys.readouterr().out
+    assert "most similar layer of zoo/teacher" in said and str(folder) in said
+    data = json.loads((folder / "data.json").read_text())
+    expected = measure(job, load_inputs(job), load_model)
+    for panel, wanted in zip(data["panels"], expected["panels"], strict=True):
+        for row, wanted_row in zip(panel["exact"], wanted["exact"], strict=True):
+            assert row == pytest.approx(wanted_row, abs=1e-5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["sha256"]) == {"figure.png", "data.json"}
+    client = MlflowClient(tracking_uri=job.tracking_uri)
+    [run] = client.search_runs([client.get_experiment_by_name("semalign").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["figure"] == "similarity"
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"figure.png", "data.json"}
+    times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert (
+        cli.main(["--plan", *overrides], AnalysisJob, run=run_analysis, plan=show_analysis_plan)
+        == 0
+    )
+    assert f"{folder}, already there" in capsys.readouterr().out
+    assert run_analysis(job) == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == times
+    assert len(client.search_runs([run.info.experiment_id])) == 1
