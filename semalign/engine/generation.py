@@ -20,11 +20,15 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts
 
 @dataclass(frozen=True, kw_only=True)
 class EngineShape:
-    """How many engines a base model gets, and what each may use; ``num_gpus`` is per rank."""
+    """How many engines a base model gets, and what each may use; ``num_gpus`` is per rank.
+
+    With ``holds_cpus`` False they use their CPUs without keeping others from them.
+    """
 
     dtype: str = "float32"
     num_engines: int = 1
     num_cpus: float = 1
+    holds_cpus: bool = True
     num_gpus: float = 0
     tensor_parallel_size: int = 1
     max_model_len: int = 1024
@@ -132,9 +136,10 @@ def start_engine(model: str, shape: EngineShape, max_lora_rank: int | None) -> A
         "PYTHONWARNINGS": "ignore",
     }
     actor = ray.remote(Engine).options(
-        num_cpus=shape.num_cpus,
+        num_cpus=shape.num_cpus if shape.holds_cpus else 0,
         num_gpus=shape.num_gpus * shape.tensor_parallel_size,
-        scheduling_strategy=ANYWHERE,
+        # what holds nothing would all be put on one node
+        scheduling_strategy=ANYWHERE if shape.holds_cpus else "SPREAD",
         max_restarts=shape.max_restarts,
         max_task_retries=shape.max_restarts,
         runtime_env={"env_vars": environment},

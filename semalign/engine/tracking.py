@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,6 +21,9 @@ PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 KEY_TAG = "semalign.key"
 PARENT_TAG = "mlflow.parentRunId"  # how MLflow itself nests runs
+PATIENCE = 120.0  # seconds that a server may be away: long enough to start it again
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def check_uri(uri: str) -> None:
@@ -35,22 +40,80 @@ def check_uri(uri: str) -> None:
         )
 
 
+def _patient(method: Method) -> Method:
+    """A method of Tracker that waits for a server that is away, and is then made again whole.
+
+    After `patience` seconds it raises UserError, and so do later calls, at once, until one gets
+    through; so does the first call of all.
+    """
+
+    @functools.wraps(method)
+    def call(tracker: Tracker, *args: Any, **kwargs: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        patience = tracker.patience if tracker.reached else 0
+        begin: float | None = None  # of the wait
+        while True:
+            try:
+                answer = method(tracker, *args, **kwargs)
+            except MlflowException as error:
+                if not _away(error):
+                    raise
+                if begin is None:
+                    begin = time.monotonic()
+                    if patience:
+                        _say(f"{tracker.uri} does not answer; waiting up to {patience:.0f} s")
+                if time.monotonic() - begin >= patience:
+                    tracker.reached = False
+                    raise UserError(
+                        f"tracking.uri={tracker.uri}: no MLflow server answers there; start it, "
+                        "and the same command again goes on where this one was"
+                    ) from None
+                time.sleep(1)
+            else:
+                if begin is not None:
+                    _say(f"{tracker.uri} answers again")
+                tracker.reached = True
+                return answer
+
+    return cast(Method, call)
+
+
+def _away(error: Exception) -> bool:
+    """Whether the server did not answer at all, which MLflow has no class of its own for."""
+    from mlflow.exceptions import RestException
+
+    return not isinstance(error, RestException) and "API request to" in str(error)
+
+
+def _say(text: str) -> None:
+    print(f"[mlflow] {text}", flush=True)
+
+
 class Tracker:
     """Writes the runs of one experiment. A run is found again by its key, so that a rerun goes on
     in the same one.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: str) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: str, patience: float) -> None:
+        # MLflow's own waits, of minutes and without a word, would come on top of ours
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is None:
-            location = Path(artifacts).as_uri() if uri.startswith(("sqlite", "file")) else None
-            self.experiment = self.client.create_experiment(experiment, artifact_location=location)
-        else:
-            self.experiment = found.experiment_id
+        self.uri, self.name, self.artifacts, self.patience = uri, experiment, artifacts, patience
+        self.reached = False
 
+    @functools.cached_property
+    def experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.name)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.uri.startswith(("sqlite", "file"))
+        location = Path(self.artifacts).as_uri() if local else None
+        return str(self.client.create_experiment(self.name, artifact_location=location))
+
+    @_patient
     def open(self, key: str, name: str, parent: str | None = None) -> str:
         """The id of the run of that key (and parent), made if there is none."""
         from mlflow.entities import ViewType
@@ -70,9 +133,11 @@ class Tracker:
             self.client.update_run(run, status="RUNNING")
         return run
 
+    @_patient
     def is_finished(self, run: str) -> bool:
         return bool(self.client.get_run(run).info.status == "FINISHED")
 
+    @_patient
     def params(self, run: str, values: Mapping[str, Any]) -> None:
         """Parameters are immutable in MLflow: those already there are left as they are."""
         from mlflow.entities import Param
@@ -82,10 +147,12 @@ class Tracker:
         for start in range(0, len(new), PARAMS_PER_CALL):
             self.client.log_batch(run, params=new[start : start + PARAMS_PER_CALL])
 
+    @_patient
     def tags(self, run: str, values: Mapping[str, str]) -> None:
         for key, value in values.items():
             self.client.set_tag(run, key, value)
 
+    @_patient
     def metrics(
         self, run: str, series: Mapping[str, Sequence[float]], *, first_step: int = 0
     ) -> None:
@@ -104,6 +171,7 @@ class Tracker:
         for start in range(0, len(points), METRICS_PER_CALL):
             self.client.log_batch(run, metrics=points[start : start + METRICS_PER_CALL])
 
+    @_patient
     def dataset(
         self, run: str, name: str, digest: str, source: str, context: str, rows: int
     ) -> None:
@@ -121,10 +189,12 @@ class Tracker:
         tag = InputTag("mlflow.data.context", context)
         self.client.log_inputs(run, datasets=[DatasetInput(data, [tag])])
 
+    @_patient
     def table(self, run: str, frame: Any, file: str) -> None:
         """A pandas table, as MLflow shows tables."""
         self.client.log_table(run, frame, artifact_file=file)
 
+    @_patient
     def artifact(self, run: str, path: str, folder: str | None = None) -> None:
         """Upload a file, or a folder whole."""
         if Path(path).is_dir():
@@ -132,6 +202,7 @@ class Tracker:
         else:
             self.client.log_artifact(run, path, folder)
 
+    @_patient
     def end(self, run: str, status: str) -> None:
         self.client.set_terminated(run, status)
 
@@ -158,17 +229,20 @@ class Run:
 def start_tracker(uri: str, experiment: str, *, key: str, name: str, artifacts: str) -> Run:
     """Start the tracker on this node, where the files it uploads are, and open a run.
 
-    Raises UserError when the URI is relative or cannot be opened.
+    Raises UserError when the URI is relative or cannot be opened. So does every method of the run
+    when a server has been away for PATIENCE seconds.
     """
     check_uri(uri)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = (
         ray.remote(Tracker)
         .options(num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy=here)
-        .remote(uri, experiment, artifacts)
+        .remote(uri, experiment, artifacts, PATIENCE)
     )
     try:
         return Run(actor, ray.get(actor.open.remote(key, name)))
+    except UserError as error:
+        raise UserError(str(getattr(error, "cause", error))) from None
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
         raise UserError(f"tracking.uri={uri}: MLflow cannot open it ({cause})") from None

@@ -33,7 +33,7 @@ from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
 from semalign.stages.train import Epoch
 
-Score = Callable[[Path], float]  # of an adapter in its folder
+Score = Callable[[Path], float]  # of what was trained so far, in a folder
 
 HISTORY = "history.json"  # every step's losses so far, beside each checkpoint
 MEASURED = "measured.json"  # what was trained, and what it took

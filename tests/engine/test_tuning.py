@@ -25,8 +25,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from semalign.config import resolve
+from semalign.engine.trial import is_done
 from semalign.engine.tuning import ablate
 from semalign.report.summary import Summary
+from semalign.report.sweep import settings_table
 from semalign.stages.sweep import load_sweep
 
 SWEEP = """
@@ -158,18 +160,35 @@ def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
     assert len(runs(tmp_path)) == 4
 
 
-def test_the_scheduler_stops_a_trial_that_fell_behind(ray_cluster: None, tmp_path: Path) -> None:
+def test_the_scheduler_stops_a_trial_that_fell_behind(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It frees its CPUs, and is remembered while scheduler and trials are the same."""
     file = tmp_path / "asha.yaml"
     file.write_text(ASHA)
     summary = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
     states = {r.trial.axes["training.lr"]: r.state for r in summary.results}
     assert states == {1e-5: "finished", 0.3: "stopped early"}
-    found = runs(tmp_path / "work")
-    assert found["training.lr=0.3, seed=0"].info.status == "KILLED"
     deadline = time.monotonic() + 5
     while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == 2
+    capsys.readouterr()
+    again = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
+    assert "2 trials, 2 finished before" in capsys.readouterr().out
+    assert settings_table(again) == settings_table(summary)
+    found = runs(tmp_path / "work")
+    assert found["training.lr=0.3, seed=0"].info.status == "KILLED"
+    [stopped] = (tmp_path / "work").glob("sweeps/*/stopped/*.json")
+    assert json.loads(stopped.read_text())["epoch"] == 1
+    [trial] = [r.trial for r in summary.results if r.state == "stopped early"]
+    for overrides, done in (
+        ([], True),
+        (["sweep.scheduler.asha.reduction_factor=3"], False),
+        (["sweep.scheduler=null"], False),
+    ):
+        sweep = load_sweep(file, [f"workdir={tmp_path / 'work'}", *overrides])
+        assert is_done(stopped.parents[1], trial, sweep) == done
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at MLflow with")

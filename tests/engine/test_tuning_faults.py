@@ -1,0 +1,125 @@
+"""A sweep goes on, or is gone on with, after kill -9 of any of its parts; its table is the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from semalign.engine import tracking
+from semalign.engine.tuning import ablate
+from semalign.errors import UserError
+from semalign.report.summary import Summary
+from semalign.report.sweep import Rows, settings_table
+from semalign.stages.sweep import Sweep, load_sweep
+from tests.engine.faults import MlflowServer, kill, kill_tree, when
+
+SWEEP = """
+base:
+  data: {task: mmlu, train_limit: 48}
+  training: {epochs: 3, batch_size: 16, lr: 1.0e-3}
+  evaluation: {tasks: [mmlu]}
+  loss.alpha: 0
+axes:
+  loss.alpha: [0, 0.3]
+max_concurrent: 1
+"""
+
+
+@dataclass
+class Undisturbed:
+    file: Path
+    table: Rows
+    items: list[object]
+
+    def sweep(self, work: Path, *overrides: str) -> Sweep:
+        return load_sweep(self.file, [f"workdir={work}", *overrides])
+
+    def check(self, summary: Summary) -> None:
+        assert settings_table(summary) == self.table
+        assert [result.items for result in summary.results] == self.items
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    file = folder / "two.yaml"
+    file.write_text(SWEEP)
+    summary = ablate(load_sweep(file, [f"workdir={folder / 'work'}"]))
+    assert [result.state for result in summary.results] == ["finished"] * 2
+    return Undisturbed(file, settings_table(summary), [r.items for r in summary.results])
+
+
+def finished(work: Path) -> dict[str, float]:
+    """The trials that have finished, and when."""
+    return {file.name: file.stat().st_mtime for file in work.glob("sweeps/*/finished/*.json")}
+
+
+def check_runs(uri: str) -> None:
+    """The sweep and its two trials, each once, all finished."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("semalign")
+    found = [
+        (run.info.run_name, run.info.status)
+        for run in client.search_runs([experiment.experiment_id])
+    ]
+    names = ["loss.alpha=0, seed=0", "loss.alpha=0.3, seed=0", "two"]
+    assert sorted(found) == [(name, "FINISHED") for name in names]
+
+
+def test_a_training_worker_and_an_engine_die(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """The worker in the first trial, the engine before the second: its second life serves it."""
+    with (
+        when(
+            lambda: any(tmp_path.glob("training/*/checkpoint_*/state.pt")),
+            lambda: kill("ray::RayTrainWorker"),
+        ),
+        when(lambda: finished(tmp_path), lambda: kill("ray::Engine")),
+    ):
+        undisturbed.check(ablate(undisturbed.sweep(tmp_path)))
+    check_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_the_mlflow_server_dies(
+    undisturbed: Undisturbed,
+    server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    sweep = undisturbed.sweep(tmp_path, f"tracking.uri={server.uri}")
+    with (
+        when(lambda: finished(tmp_path), server.kill),
+        pytest.raises(UserError, match="no MLflow server answers there; start it, and the same"),
+    ):
+        ablate(sweep)
+    first = finished(tmp_path)
+    server.start()
+    undisturbed.check(ablate(sweep))
+    assert len(first) == 1 and first.items() <= finished(tmp_path).items()
+    check_runs(server.uri)
+
+
+def test_driver_and_cluster_die_together(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    command = [sys.executable, "ray_jobs/ablate.py", f"sweep={undisturbed.file}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen([*command, f"workdir={tmp_path}"], start_new_session=True, **quiet)
+    with when(lambda: finished(tmp_path), lambda: kill_tree(driver)):
+        driver.wait()
+    first = finished(tmp_path)
+    undisturbed.check(ablate(undisturbed.sweep(tmp_path)))
+    assert len(first) == 1 and first.items() <= finished(tmp_path).items()
+    check_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
