@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -289,3 +290,51 @@ def test_too_many_trials_are_counted_not_made(load: Load) -> None:
     with pytest.raises(UserError, match="10,100 trials"):
         trials(small)
     assert len(trials(small, yes=True)) == 10_101  # and the base
+
+
+COMPARED = """
+axes: {data.task: [mmlu, gsm8k], method: [sft, laten]}
+compare: {axis: method, control: sft}
+models:
+  other: {base: {student: zoo/teacher, training: {lr: null}}, axes: {data.task: [mbpp]}}
+"""
+BOTH = "evaluation.tasks=[mmlu,gsm8k,mbpp]"
+
+
+def test_methods_side_by_side_are_scored_on_their_own_task(load: Load) -> None:
+    sweep = load(COMPARED, BOTH)
+    found = trials(sweep)
+    assert [(t.config.data.task, t.config.method) for t in found] == [
+        (task, method) for task in ("mmlu", "gsm8k") for method in ("sft", "laten")
+    ]
+    assert all(t.config.evaluation.tasks == (t.config.data.task,) for t in found)
+    assert sweep.metric("gsm8k") == ("gsm8k", "test")
+
+
+def test_models_take_the_place_of_base_and_axes(load: Load) -> None:
+    found = trials(load(COMPARED, BOTH, "models=other"))
+    assert {(t.config.student, t.config.lr, t.config.data.task) for t in found} == {
+        ("zoo/teacher", 3e-4, "mbpp")
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        (COMPARED, "models=othr", "models=othr: did you mean 'other'"),
+        ("axes: {loss.alpha: [1]}", "models=other", "the file has no sets of models"),
+        (COMPARED.replace("axis: method", "axis: metod"), BOTH, "did you mean 'method'"),
+        (COMPARED.replace("control: sft", "control: stf"), BOTH, "did you mean 'sft'"),
+        (COMPARED, "evaluation.splits=[dev]", "report.split=test: not in evaluation.splits"),
+        (COMPARED + "scheduler: {asha: {}}", BOTH, "trained to the end"),
+    ],
+)
+def test_a_bad_comparison_is_one_line(load: Load, text: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load(text, override)
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_that_models_are_not_scored_on_is_refused(load: Load) -> None:
+    with pytest.raises(UserError, match=r"data\.task=gsm8k: not in evaluation\.tasks"):
+        trials(load(COMPARED))

@@ -16,7 +16,7 @@ from semalign.stages.extract import extract_shard
 from semalign.stages.plan import known_pairs
 from semalign.stages.store import ActivationStore, Column, Identity
 from semalign.stages.sweep import load_sweep
-from semalign.stages.sweep_plan import SweepPlan, plan_sweep, rows
+from semalign.stages.sweep_plan import SweepPlan, method_rows, plan_sweep, rows
 from semalign.stages.trial_plan import share_inputs
 from semalign.stages.trials import Trial, trials
 
@@ -279,7 +279,9 @@ def test_every_shipped_sweep_plans(file: Path) -> None:
 
 
 def test_all_shipped_sweeps_are_known() -> None:
-    expected = "adapter attribution decomposition effect interface labels loss_weights objective pairing"
+    expected = (
+        "adapter attribution decomposition effect interface labels loss_weights objective pairing"
+    )
     assert [f.stem for f in SWEEPS] == [*expected.split(), "pairs", "smoke", "table1", "table2"]
 
 
@@ -288,3 +290,17 @@ def test_columns_count_from_0(make: Make) -> None:
     plan = plan_sweep([trial])
     assert plan.extractions[0].columns == (Column(4, "mlp"),)
     assert plan.prefixes[0].columns == (Column(2, "input"),)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_the_papers_own_models_are_planned_without_them(name: str) -> None:
+    """Table 3's shapes: memory and parameters of every method from 13B to 7B."""
+    sweep = load_sweep(SWEEPS[0].with_name(f"{name}.yaml"), ["models=llama2"])
+    plan = plan_sweep(trials(sweep))
+    assert "meta-llama/Llama-2-7b-chat-hf" in plan.absent
+    assert len(plan.absent) == {"table1": 2, "table2": 4}[name]
+    _, body = method_rows(plan, "method")
+    said = {method: (trained, largest) for method, trained, _, _, largest in body}
+    assert said["seeking"][0] == "39,976,960" and said["seeking"][1].endswith("(seek)")
+    assert said["laten"][0] == "188,743,680" and said["laten"][1].endswith("(translate)")
+    assert said["semalign"][0] == said["sft"][0] == said["logit-kd"][0] == "745,472"
