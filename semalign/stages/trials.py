@@ -94,6 +94,11 @@ def make_trial(sweep: Sweep, point: Mapping[str, Option], seed: int) -> Trial:
         config = validate(nested(settings | {"seed": seed}))
         if sweep.compare is not None:
             config = _own_task(config)
+        if sweep.scheduler is not None and config.adapter_rank is None:
+            raise UserError(
+                "scheduler: between epochs engines take up LoRA adapters alone, and this is a "
+                "whole student; leave the scheduler out"
+            )
     content = config.model_dump(mode="json", exclude=HARDWARE)
     cases = {axis.name for axis in sweep.grids if axis.named}
     axes = {name: raw[name] if name in cases else lookup(content, name) for name in point}

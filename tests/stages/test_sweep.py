@@ -338,3 +338,9 @@ def test_a_bad_comparison_is_one_line(load: Load, text: str, override: str, mess
 def test_a_task_that_models_are_not_scored_on_is_refused(load: Load) -> None:
     with pytest.raises(UserError, match=r"data\.task=gsm8k: not in evaluation\.tasks"):
         trials(load(COMPARED))
+
+
+def test_whole_students_are_not_scored_between_epochs(load: Load) -> None:
+    sweep = load("axes: {training.adapter: [lora, full]}\nscheduler: {asha: {}}\n")
+    with pytest.raises(UserError, match=r"trial training\.adapter=full: scheduler: .*LoRA"):
+        trials(sweep)
