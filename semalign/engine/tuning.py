@@ -6,8 +6,9 @@ are started once and handed to every trial. A trial that has its result file is 
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ from semalign.engine.trial import (
     run_trial,
     stop,
 )
-from semalign.errors import UserError
 from semalign.report.summary import Key, Result, Summary, summarise
 from semalign.stages.inputs import Inputs, check_writable
+from semalign.stages.search import Point, load_optuna, suggest
 from semalign.stages.store import content_key
 from semalign.stages.sweep import Sweep
 from semalign.stages.trial_plan import share_inputs
-from semalign.stages.trials import Trial, trials
+from semalign.stages.trials import Trial, extremes, make_trial, trials
 from semalign.tasks.scores import Score
 
 
@@ -50,16 +51,18 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
 
     Raises UserError for bad input. A trial that fails does not stop the others.
     """
-    if sweep.search == "optuna":
-        raise UserError("search=optuna: ranges are drawn at random so far; expected search: random")
     planned = trials(sweep, yes=yes)
-    inputs = share_inputs(planned)
+    possible = planned
+    if sweep.search == "optuna":
+        load_optuna()
+        possible = extremes(sweep)
+    inputs = share_inputs(possible)
     config = planned[0].config
     check_writable(config.work)
     key = content_key(sweep.name, [trial.id for trial in planned], sweep.select.model_dump())
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
-        for trial in planned:
+        for trial in possible:
             check_resources(trial.config, cluster_resources())
         run = start_tracker(
             config.tracking_uri,
@@ -69,7 +72,7 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
             artifacts=str(config.work / "mlartifacts"),
         )
         try:
-            summary = _run(sweep, planned, inputs, run, folder)
+            summary = _run(sweep, planned, possible, inputs, run, folder)
         except BaseException:
             run.end("FAILED")
             raise
@@ -81,26 +84,33 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
 def _run(
     sweep: Sweep,
     planned: Sequence[Trial],
+    possible: Sequence[Trial],
     inputs: Mapping[str, Inputs],
     run: Run,
     folder: Path,
 ) -> Summary:
     begin = time.monotonic()
-    todo = [trial for trial in planned if not is_done(folder, trial, sweep)]
-    print(f"[sweep] {len(planned)} trials, {len(planned) - len(todo)} finished before", flush=True)
-    engines = _start_engines(planned) if todo else {}
+    engines: Engines = {}
+    tried: dict[str, Trial] = {}
     try:
-        if todo:
-            prepare(todo, inputs)
-            shared = Shared(
-                sweep=sweep,
-                trials={trial.id: trial for trial in todo},
-                inputs=_put(inputs, todo),
-                run=run,
-                engines=engines,
-                folder=folder,
-            )
-            _tune(shared)
+        for batch in _rounds(sweep, planned, folder):
+            tried |= {trial.id: trial for trial in batch}
+            todo = [trial for trial in batch if not is_done(folder, trial, sweep)]
+            before = len(batch) - len(todo)
+            print(f"[sweep] {len(batch)} trials, {before} finished before", flush=True)
+            if todo:
+                engines = engines or _start_engines(possible)
+                known = {**inputs, **share_inputs([t for t in todo if t.id not in inputs])}
+                prepare(todo, known)
+                shared = Shared(
+                    sweep=sweep,
+                    trials={trial.id: trial for trial in todo},
+                    inputs=_put(known, todo),
+                    run=run,
+                    engines=engines,
+                    folder=folder,
+                )
+                _tune(shared)
         # last: the engines start while the first trials train
         references = score_candidates(*_references(sweep, planned), engines)
     finally:
@@ -110,9 +120,31 @@ def _run(
     scores: dict[str, dict[Key, Score]] = {}
     for (name, task, split), score in references.scores.items():
         scores.setdefault(name, {})[task, split] = score
-    results = [result(folder, trial, sweep) for trial in planned]
+    results = [result(folder, trial, sweep) for trial in tried.values()]
     _end_others(run, results)
     return summarise(sweep, results, scores)
+
+
+def _rounds(sweep: Sweep, planned: Sequence[Trial], folder: Path) -> Iterator[list[Trial]]:
+    """The trials as they become known: all at once, or the base's and then what is suggested, a
+    few points at a time, each with every seed, from the mean scores of those before.
+    """
+    if sweep.search != "optuna":
+        yield list(planned)
+        return
+    yield [make_trial(sweep, {}, seed) for seed in sweep.seeds]
+    scored: list[tuple[Point, float | None]] = []
+    while points := suggest(sweep, scored):
+        groups = [[make_trial(sweep, point, seed) for seed in sweep.seeds] for point in points]
+        yield [trial for group in groups for trial in group]
+        for point, group in zip(points, groups, strict=True):
+            results = [result(folder, trial, sweep) for trial in group]
+            found = [
+                r.score(sweep.metric(r.trial.config.data.task))
+                for r in results
+                if r.state == "finished"
+            ]
+            scored.append((point, statistics.fmean(found) if found else None))
 
 
 def _references(sweep: Sweep, planned: Sequence[Trial]) -> tuple[Config, list[Candidate]]:

@@ -66,13 +66,16 @@ class Range:
         return {self.name}
 
     def draw(self, random: Random) -> float:
-        """A value of four significant digits, so that its label is the value itself."""
         if self.kind == "randint":
             return random.randint(int(self.low), int(self.high))
         if self.kind == "uniform":
-            value = random.uniform(self.low, self.high)
-        else:
-            value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
+            return self.rounded(random.uniform(self.low, self.high))
+        return self.rounded(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
+
+    def rounded(self, value: float) -> float:
+        """To four significant digits, so that its label is the value itself."""
+        if self.kind == "randint":
+            return int(value)
         return min(max(float(f"{value:.4g}"), self.low), self.high)
 
     def option(self, value: float) -> Option:

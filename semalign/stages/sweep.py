@@ -16,7 +16,7 @@
     select: {metric: mmlu, split: dev, mode: max}
     report: {split: test}
     scheduler: {asha: {grace_epochs: 1, reduction_factor: 3}}
-    search: random                  # optuna is not there yet and refused
+    search: random                  # or optuna, which learns from the scores (the extra `search`)
     max_concurrent: 2
 
 Where two axes set the same key, the later one wins. The base is a trial too, the one that all the

@@ -12,7 +12,7 @@ from typing import Any
 
 from semalign.config import Config, validate
 from semalign.errors import UserError, nearest
-from semalign.stages.axes import Option, lookup, nested
+from semalign.stages.axes import Option, Range, lookup, nested
 from semalign.stages.store import content_key
 from semalign.stages.sweep import Sweep, naming
 
@@ -39,12 +39,15 @@ class Trial:
 
 def count(sweep: Sweep) -> int:
     """How many trials the axes stand for, before repeats are removed, the base aside."""
+    if sweep.search == "optuna":
+        return (sweep.samples or 1) * len(sweep.seeds)
     grid = math.prod(len(axis.options) for axis in sweep.grids)
     return grid * (sweep.samples or 1) * len(sweep.seeds)
 
 
 def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
     """Every trial once, in the order of the axes, the base's first unless they are among them.
+    Where they are searched for, random ones stand for those that will be suggested.
 
     Of trials with the same configuration the first is kept. Raises UserError with the label of a
     trial whose configuration is invalid, and for more than 10,000 trials unless `yes`.
@@ -65,9 +68,32 @@ def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
     return [*(missing | found).values()]
 
 
+def extremes(sweep: Sweep) -> list[Trial]:
+    """The base with each option of each axis, and both ends of each range: what a search may ask
+    for at most, axis by axis.
+    """
+    found = [make_trial(sweep, {}, sweep.seeds[0])]
+    for axis in sweep.axes:
+        ends = (
+            [axis.option(axis.low), axis.option(axis.high)]
+            if isinstance(axis, Range)
+            else axis.options
+        )
+        found += [make_trial(sweep, {axis.name: end}, sweep.seeds[0]) for end in ends]
+    return found
+
+
 def points(sweep: Sweep) -> Iterator[dict[str, Option]]:
-    """Every point of the grid with every draw, as the option taken on each axis."""
+    """Every point of the grid with every draw, as the option taken on each axis; in a search, a
+    point of the grid for each draw.
+    """
     draws = _draws(sweep)
+    if sweep.search == "optuna":
+        random = Random(f"{sweep.name}/grid")
+        for draw in draws:
+            chosen = {axis.name: random.choice(axis.options) for axis in sweep.grids} | draw
+            yield {axis.name: chosen[axis.name] for axis in sweep.axes}
+        return
     for options in itertools.product(*(axis.options for axis in sweep.grids)):
         fixed = {axis.name: option for axis, option in zip(sweep.grids, options, strict=True)}
         for draw in draws:

@@ -235,3 +235,34 @@ def _wait_for(url: str) -> None:
         except (URLError, OSError):
             time.sleep(0.5)
     raise TimeoutError(url)
+
+
+SEARCH = """
+base:
+  data: {task: mmlu, train_limit: 32}
+  training: {epochs: 1, batch_size: 16, lr: 1.0e-3}
+  evaluation: {tasks: [mmlu], splits: [dev, test]}
+  loss.alpha: 0
+axes: {training.lr: {loguniform: [1.0e-4, 1.0e-2]}}
+samples: 5
+search: optuna
+"""
+
+
+def test_a_search_goes_on_from_the_scores_and_is_found_again(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    pytest.importorskip("optuna", reason="the extra `search` is not installed")
+    file, work = tmp_path / "search.yaml", tmp_path / "work"
+    file.write_text(SEARCH)
+    said = []
+    for _ in range(2):
+        with redirect_stdout(StringIO()) as out:
+            summary = ablate(load_sweep(file, [f"workdir={work}"]))
+        said.append(out.getvalue())
+    assert [result.state for result in summary.results] == ["finished"] * 6
+    rounds = ["[sweep] 1 trials", "[sweep] 4 trials", "[sweep] 1 trials"]
+    assert re.findall(r"\[sweep\] \d trials", said[0]) == rounds
+    assert said[0].count("[engines]") == 1 and said[1].count("[engines]") == 0
+    assert re.findall(r"(\d) finished before", said[1]) == ["1", "4", "1"]
+    assert len(runs(work)) == 7
