@@ -1,4 +1,7 @@
-"""Fixtures: one Ray cluster a session, and a small random family with the zoo's tokenizer."""
+"""Fixtures: one Ray cluster a session, and a small random family with the zoo's tokenizer.
+
+The shapes in core's signatures are checked whenever the tests run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
+install_import_hook("semalign.core", "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -12,6 +12,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,7 +46,15 @@ class Given(Protocol):
 
 
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model of a Hugging Face configuration: names and shapes, no weights."""
+    """The model of a Hugging Face configuration: names and shapes, no weights. Equal ones are given
+    the same, which is not to be changed: a large model's takes a second.
+    """
+    return _skeleton(type(config), config.to_json_string(use_diff=False), trust_remote_code)
+
+
+@lru_cache(maxsize=8)
+def _skeleton(kind: Any, content: str, trust_remote_code: bool) -> nn.Module:
+    config = kind.from_dict(json.loads(content))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 

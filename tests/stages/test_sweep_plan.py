@@ -279,9 +279,7 @@ def test_every_shipped_sweep_plans(file: Path) -> None:
 
 
 def test_all_shipped_sweeps_are_known() -> None:
-    expected = (
-        "adapter attribution decomposition effect interface labels loss_weights objective pairing"
-    )
+    expected = "adapter attribution decomposition interface labels loss_weights objective pairing"
     assert [f.stem for f in SWEEPS] == [*expected.split(), "pairs", "smoke", "table1", "table2"]
 
 
