@@ -49,7 +49,8 @@ def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
     """The model of a Hugging Face configuration: names and shapes, no weights. Equal ones are given
     the same, which is not to be changed: a large model's takes a second.
     """
-    return _skeleton(type(config), config.to_json_string(use_diff=False), trust_remote_code)
+    kind: Any = type(config)
+    return _skeleton(kind, config.to_json_string(use_diff=False), trust_remote_code)
 
 
 @lru_cache(maxsize=8)
