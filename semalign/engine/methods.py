@@ -89,8 +89,9 @@ def laten(steps: Steps, run: Run | None) -> Path:
     }
     prints = [fingerprint(tokens) for tokens in rows.values()]
     what = config.laten.model_dump(), config.data.task, config.seed, config.dtype
-    folder = config.work / "transfers" / content_key("laten", steps.prints, prints, what)
-    with steps.stage("translate") as notes:
+    key = content_key("laten", steps.prints, prints, what)
+    folder = config.work / "transfers" / key
+    with steps.stage("translate") as notes, steps.alone(key):
         if (folder / "manifest.json").exists():
             notes.append("already there")
         else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 
 from semalign.config import Config
 from semalign.core.attribution import critical_layers
@@ -288,7 +289,7 @@ class Steps:
             use_gpu=training.use_gpu,
             max_failures=training.max_failures,
         )
-        with self.stage("train") as notes:
+        with self.stage("train") as notes, self.alone(job.key):
             if (folder / "manifest.json").exists():
                 notes.append("already there")
             else:
@@ -307,6 +308,14 @@ class Steps:
             notes.append(f"{manifest['trained_parameters']:,} parameters")
             notes.append(f"sha256 {manifest['sha256'][:16]}")
         return folder
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Wait for whoever makes the same: trials of a sweep may differ in name alone."""
+        file = self.config.work / "training" / f"{key}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file):
+            yield
 
     def _hyperparameters(self) -> Hyperparameters:
         config, training = self.config, self.config.training

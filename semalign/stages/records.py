@@ -116,7 +116,7 @@ class Journal:
         if not self.missing():
             rows = sorted(self._records, key=lambda r: (self._order[r.id], r.sample))
             write_records(self.file, rows)
-            shutil.rmtree(self._parts)
+            shutil.rmtree(self._parts, ignore_errors=True)  # another run may have ended it too
             self._records = []
 
 
