@@ -102,6 +102,10 @@ class Tables:
                 body.append([row.name, *cells, self._mean_gap(row)])
         return head, body
 
+    def _named(self, row: Row) -> str:
+        many = len({row.teacher for row in self.rows}) > 1
+        return f"{row.name} ({row.teacher})" if many else row.name
+
     def _reference(self, name: str) -> list[str]:
         scores = self.summary.references[name]
         return [table.cell(scores[task, self.split]) for task in self.tasks]
@@ -129,13 +133,12 @@ class Tables:
 
     def differences(self) -> Rows:
         """Each method minus the control, a task at a time, with interval and p-value."""
-        many = len({row.teacher for row in self.rows}) > 1
         head = [f"{self.split}, to {self._compare.control}", *self.tasks]
         body = []
         for row in self.rows:
             if (control := self.control(row)) is not None:
                 cells = [self._difference(control, row, task) for task in self.tasks]
-                body.append([f"{row.name} ({row.teacher})" if many else row.name, *cells])
+                body.append([self._named(row), *cells])
         return head, body
 
     def _difference(self, control: Row, row: Row, task: str) -> str:
@@ -155,7 +158,7 @@ class Tables:
                 continue
             body.append(
                 [
-                    row.name,
+                    self._named(row),
                     f"{_mean(results, 'trained_parameters'):,.0f}",
                     f"{_mean(results, 'seconds'):.1f}",
                     f"{max(result.cost['peak_bytes'] for result in results) / 1e9:.2f}",

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import psutil
 
 
-def wait_for(condition: Callable[[], object], *, timeout: float = 300) -> None:
+def wait_for(condition: Callable[[], object], *, timeout: float = 900) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
