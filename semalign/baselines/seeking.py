@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from semalign.config import Seeking
 from semalign.core.losses import supervised_cross_entropy
 from semalign.errors import UserError
-from semalign.models.injection import VOCABULARY, Pair, Site, find_modules, skeleton
+from semalign.models.injection import VOCABULARY, Pair, Site, find_modules
 from semalign.models.layers import Decoder, find_decoder, logits, run_base
+from semalign.models.skeleton import skeleton
 
 _NOTE = "seeking"  # the file's one metadata key: several would come out in any order
 

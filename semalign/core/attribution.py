@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr import LayerGradientXActivation
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -48,6 +47,8 @@ def layer_scores(
 
     def loss(embeds: Tensor, *rest: Any) -> Tensor:
         return forward(embeds, *rest).reshape(1)
+
+    from captum.attr import LayerGradientXActivation  # a second's import, for this alone
 
     scores = [0.0] * len(layers)
     for indices in _by_device(layers).values():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -31,7 +31,9 @@ from semalign.engine.tracking import Run
 from semalign.errors import Diverged, UserError
 from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
-from semalign.stages.train import Epoch
+
+if TYPE_CHECKING:  # only the workers train: spare the others a second of imports
+    from semalign.stages.train import Epoch
 
 Score = Callable[[Path], float]  # of what was trained so far, in a folder
 

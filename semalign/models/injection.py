@@ -12,7 +12,6 @@ import copy
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +20,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
 from semalign.models.layers import find_decoder
 from semalign.models.loading import copy_companions
+from semalign.models.skeleton import skeleton
 
 Pair = tuple[Tensor, Tensor]
 Site = tuple[int | None, str]
@@ -43,21 +42,6 @@ class Given(Protocol):
 
     @property
     def blocks(self) -> Mapping[str, Tensor]: ...
-
-
-def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model of a Hugging Face configuration: names and shapes, no weights. Equal ones are given
-    the same, which is not to be changed: a large model's takes a second.
-    """
-    kind: Any = type(config)
-    return _skeleton(kind, config.to_json_string(use_diff=False), trust_remote_code)
-
-
-@lru_cache(maxsize=8)
-def _skeleton(kind: Any, content: str, trust_remote_code: bool) -> nn.Module:
-    config = kind.from_dict(json.loads(content))
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def find_modules(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its models, a matter of seconds, are imported when one is made
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from semalign.errors import UserError, nearest
@@ -83,7 +83,7 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """
     folder = resolve(path, weights=False)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{folder}/config.json cannot be used: {_first_line(error)}") from error
 
@@ -116,7 +116,7 @@ def load_model(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the layers left out are reported as unexpected
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=_DTYPES[dtype],
@@ -173,7 +173,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """
     folder = resolve(path, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise UserError(f"no tokenizer can be read from '{path}': {_first_line(error)}") from error
     tokenizer.padding_side = "right"

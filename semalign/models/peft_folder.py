@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
 from semalign.errors import UserError
 from semalign.models.loading import load_config, model_fingerprint
+from semalign.models.skeleton import skeleton
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
@@ -73,13 +72,12 @@ def check_adapter(
         raise UserError(f"adapter {folder}: made for {base}, whose weights {model} has not")
 
 
-def _linear_shapes(model: str | Path, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
+def _linear_shapes(path: str | Path, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
     """(out, in) of every matrix of the model, by module name."""
-    config = load_config(model, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    model = skeleton(config, trust_remote_code=trust_remote_code)
     return {
         name.removesuffix(".weight"): (parameter.shape[0], parameter.shape[1])
-        for name, parameter in skeleton.named_parameters()
+        for name, parameter in model.named_parameters()
         if parameter.dim() == 2
     }

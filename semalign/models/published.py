@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlamaConfig
+import transformers
 
 from semalign.errors import UserError
 from semalign.models.loading import Overlap, load_tokenizer, resolve, shared_rows
@@ -53,6 +53,6 @@ def stand_in(teacher: Any, student: Any) -> tuple[Any, Overlap]:
     return load_tokenizer(STAND_IN), shared_rows(student.vocab_size, teacher.vocab_size)
 
 
-def published_config(path: str) -> LlamaConfig:
+def published_config(path: str) -> transformers.LlamaConfig:
     """The configuration of one of the paper's models. Raises KeyError for any other."""
-    return LlamaConfig(**SHAPES[path])
+    return transformers.LlamaConfig(**SHAPES[path])

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from semalign.config import Config
 from semalign.models.layers import find_decoder
+from semalign.models.skeleton import skeleton
 from semalign.stages.data import Tokens, data_root
 from semalign.stages.evaluate import chosen_protocol
 from semalign.stages.inputs import Inputs
@@ -44,8 +42,7 @@ class Shape:
 
 def shape_of(config: Any) -> Shape:
     """Counted on a model without storage, so any architecture and size takes under a second."""
-    with torch.device("meta"):
-        decoder = find_decoder(AutoModelForCausalLM.from_config(config))
+    decoder = find_decoder(skeleton(config))
     head = decoder.lm_head.weight
     return Shape(
         layers=len(decoder.layers),

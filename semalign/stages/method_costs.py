@@ -9,8 +9,9 @@ from torch import nn
 
 from semalign.baselines.laten import neuron_counts, planned_steps
 from semalign.config import Config
-from semalign.models.injection import count_trainable, find_modules, skeleton
+from semalign.models.injection import count_trainable, find_modules
 from semalign.models.layers import find_decoder
+from semalign.models.skeleton import skeleton
 from semalign.stages.costs import BYTES, Shape, Step, length
 from semalign.stages.inputs import Inputs
 

@@ -45,7 +45,8 @@ axes:
       broken: {training.lora.target_modules: [no_proj]}
 """
 
-# A learning rate that changes nothing, then one that destroys the student.
+# A learning rate that changes nothing, then one that destroys the student: after it, for a trial is
+# held against those that were there before it.
 ASHA = """
 base:
   data: {task: mmlu, train_limit: 32}
@@ -55,6 +56,7 @@ base:
 axes:
   training.lr: [1.0e-5, 0.3]
 scheduler: {asha: {grace_epochs: 1, reduction_factor: 2}}
+max_concurrent: 1
 """
 
 
