@@ -179,6 +179,7 @@ class Seeking(Settings):
     `embed_tokens` and `lm_head`, as the authors do; what comes out is then a merged checkpoint.
     `subtract` is what injection takes away so that the student starts as itself: the `low_rank`
     product (the authors' code) or the whole extracted `block` (the paper's appendix B.1).
+    `training.adapter` and `training.lora` are for the other methods.
     """
 
     layers: Annotated[int, Field(ge=1)] | None = None
@@ -202,8 +203,8 @@ class Laten(Settings):
     `share` of the student's width is the number of neurons a layer. `steps` defaults to Table 4 by
     task; each takes one example of the attribution split, to locate neurons in both models, and
     `pool` - 1 of `align_split`. `readout` is the one that the attribution means, or the authors'
-    `as_coded`; `schedule` runs OneCycle over `cycle` steps (the authors': all examples of the
-    attribution split), of which only the first `steps` are made.
+    `as_coded`. The learning rate is OneCycle's over `cycle` steps (the authors': all examples of
+    the attribution split), of which only the first `steps` are made.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -287,7 +288,25 @@ class Cluster(Settings):
     autoscaling: bool = False
 
 
-class Config(Settings):
+class Job(Settings):
+    """What every kind of job has: how models are loaded, where results go, and where it runs."""
+
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+    workdir: str = "work"
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @property
+    def work(self) -> Path:
+        return Path(self.workdir)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
+
+
+class Config(Job):
     """One transfer, wholly described.
 
     `method` is SemAlign, a baseline (`seeking`, `laten`) or a control: cross-entropy alone on the
@@ -299,9 +318,6 @@ class Config(Settings):
     method: Method = "semalign"
     teacher: str = "zoo/teacher"
     student: str = "zoo/student"
-    dtype: Dtype = "float32"
-    trust_remote_code: bool = False
-    workdir: str = "work"
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data = Data()
     attribution: Attribution = Attribution()
@@ -313,8 +329,6 @@ class Config(Settings):
     seeking: Seeking = Seeking()
     laten: Laten = Laten()
     evaluation: Evaluation = Evaluation()
-    tracking: Tracking = Tracking()
-    cluster: Cluster = Cluster()
 
     @model_validator(mode="before")
     @classmethod
@@ -358,16 +372,8 @@ class Config(Settings):
         both = self.extraction.interface == "both"
         return ("attn", "mlp") if both else (self.extraction.interface,)
 
-    @property
-    def work(self) -> Path:
-        return Path(self.workdir)
 
-    @property
-    def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
-
-
-class EvaluationJob(Evaluation):
+class EvaluationJob(Evaluation, Job):
     """One evaluation by itself: a model, or adapters of it, and everything of `Evaluation`.
 
     With `baseline` the bare model is scored too, and every adapter compared with it.
@@ -378,26 +384,13 @@ class EvaluationJob(Evaluation):
     baseline: bool = False
     splits: tuple[str, ...] = ("test",)
     root: str | None = "zoo/data"
-    dtype: Dtype = "float32"
-    trust_remote_code: bool = False
-    workdir: str = "work"
-    tracking: Tracking = Tracking()
-    cluster: Cluster = Cluster()
 
     @property
     def adapters(self) -> tuple[str, ...]:
         return (self.adapter,) if isinstance(self.adapter, str) else self.adapter or ()
 
-    @property
-    def work(self) -> Path:
-        return Path(self.workdir)
 
-    @property
-    def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
-
-
-class AnalysisJob(Settings):
+class AnalysisJob(Job):
     """One figure of the paper's analysis, of the models and examples named here.
 
     `decomposition` (Figure 2) looks at `model`; `similarity` (Figure 4) at `teacher` and `student`,
@@ -423,19 +416,6 @@ class AnalysisJob(Settings):
     num_cpus: Annotated[float, Field(gt=0)] = 1
     num_gpus: Annotated[float, Field(ge=0)] = 0
     device_map: str | None = None
-    dtype: Dtype = "float32"
-    trust_remote_code: bool = False
-    workdir: str = "work"
-    tracking: Tracking = Tracking()
-    cluster: Cluster = Cluster()
-
-    @property
-    def work(self) -> Path:
-        return Path(self.workdir)
-
-    @property
-    def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
 
 
 Schema = TypeVar("Schema", Config, EvaluationJob, AnalysisJob)

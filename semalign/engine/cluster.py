@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from semalign.config import Config, Evaluation, EvaluationJob
+from semalign.config import AnalysisJob, Config, Evaluation, EvaluationJob
 from semalign.errors import UserError
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
@@ -74,39 +74,52 @@ def cluster_resources() -> dict[str, float]:
     return {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU", "memory")}
 
 
-def check_resources(config: Config | EvaluationJob, available: dict[str, float]) -> None:
+Wanted = dict[str, tuple[float, dict[str, float]]]  # key -> (its value, CPUs and GPUs in all)
+
+
+def check_resources(
+    config: Config | EvaluationJob | AnalysisJob, available: dict[str, float]
+) -> None:
     """Raise UserError when a stage wants more CPUs or GPUs than there are in all.
 
     Ray would wait for ever for resources that do not exist.
     """
     if config.cluster.autoscaling:
         return
-    for key, (count, cpus, gpus) in _wanted(config).items():
-        for resource, each in (("CPU", cpus), ("GPU", gpus)):
-            if count * each > available[resource]:
+    for key, (value, resources) in _wanted(config).items():
+        for resource, needed in resources.items():
+            if needed > available[resource]:
                 raise UserError(
-                    f"{key}={count}: needs {count * each:g} {resource}s, the cluster has "
+                    f"{key}={value:g}: needs {needed:g} {resource}s, the cluster has "
                     f"{available[resource]:g}; ask for fewer (cluster.autoscaling=true waits for "
                     "nodes to come)"
                 )
 
 
-def _wanted(config: Config | EvaluationJob) -> dict[str, tuple[int, float, float]]:
-    """How many processes each key asks for, and the CPUs and GPUs of one."""
+def _wanted(config: Config | EvaluationJob | AnalysisJob) -> Wanted:
+    if isinstance(config, AnalysisJob):
+        return {
+            "num_cpus": (config.num_cpus, {"CPU": config.num_cpus}),
+            "num_gpus": (config.num_gpus, {"GPU": config.num_gpus}),
+        }
     if isinstance(config, EvaluationJob):
         return {"num_engines": _engines(config)}
     extraction, training = config.extraction, config.training
     return {
-        "extraction.num_actors": (extraction.num_actors, extraction.num_cpus, extraction.num_gpus),
-        "training.num_workers": (
-            training.num_workers,
-            training.cpus_per_worker,
-            int(training.use_gpu),
+        "extraction.num_actors": _processes(
+            extraction.num_actors, extraction.num_cpus, extraction.num_gpus
+        ),
+        "training.num_workers": _processes(
+            training.num_workers, training.cpus_per_worker, training.use_gpu
         ),
         "evaluation.num_engines": _engines(config.evaluation),
     }
 
 
-def _engines(settings: Evaluation) -> tuple[int, float, float]:
+def _engines(settings: Evaluation) -> tuple[float, dict[str, float]]:
     gpus = settings.num_gpus * settings.tensor_parallel_size
-    return settings.num_engines, settings.num_cpus, gpus
+    return _processes(settings.num_engines, settings.num_cpus, gpus)
+
+
+def _processes(count: int, cpus: float, gpus: float) -> tuple[float, dict[str, float]]:
+    return count, {"CPU": count * cpus, "GPU": count * gpus}

@@ -15,7 +15,7 @@ from semalign.core.attribution import critical_layers
 from semalign.engine.evaluation import Evaluation
 from semalign.engine.methods import Made
 from semalign.engine.steps import Steps
-from semalign.engine.tracking import Run
+from semalign.engine.tracking import Run, to_open
 from semalign.engine.training import HISTORY
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired
@@ -121,7 +121,7 @@ def _draw(steps: Steps, made: Made) -> None:
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
 
 
-def show(config: Config, evaluation: Evaluation, folder: Path, run_id: str) -> None:
+def show(config: Config, evaluation: Evaluation, folder: Path, run: Run) -> None:
     """The table of each split, where the files are, and how to open MLflow."""
     console = Console(soft_wrap=True)
     for split in config.evaluation.splits:
@@ -136,11 +136,10 @@ def show(config: Config, evaluation: Evaluation, folder: Path, run_id: str) -> N
     )
     console.print(f"{found['result']} sha256: {found['sha256']}")
     console.print(f"{found['result']} and report: {folder}")
-    console.print(f"MLflow run {run_id}; to open it:")
-    console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")
+    console.print(to_open(config, run))
 
 
-def show_evaluation(job: EvaluationJob, evaluation: Evaluation, run_id: str) -> None:
+def show_evaluation(job: EvaluationJob, evaluation: Evaluation, run: Run) -> None:
     """The table of each split, the comparisons, and how to open MLflow."""
     console = Console(soft_wrap=True)
     for split in job.splits:
@@ -154,8 +153,7 @@ def show_evaluation(job: EvaluationJob, evaluation: Evaluation, run_id: str) -> 
         f"{evaluation.generated} items answered in {evaluation.seconds:.1f} s, {rate:.1f} items/s; "
         f"sandbox tier {sandbox_tier(evaluation)}"
     )
-    console.print(f"MLflow run {run_id}; to open it:")
-    console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {job.tracking_uri}")
+    console.print(to_open(job, run))
 
 
 def sandbox_tier(evaluation: Evaluation) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 
 import ray
 
-from semalign.config import Config, Seeking
+from semalign.config import AnalysisJob, Config, Seeking
 from semalign.engine.training import HISTORY, MEASURED
+from semalign.models.loading import model_fingerprint
+from semalign.stages.analysis_inputs import Inputs
 from semalign.stages.job import ModelSpec, TrainJob
 from semalign.stages.store import sha256, write_json
 
@@ -148,6 +150,23 @@ def laten(
     return measured, {name: [getattr(step, name) for step in made.steps] for name in names}
 
 
+@ray.remote(max_retries=2)
+def analyze(job: AnalysisJob, inputs: Inputs) -> dict[str, Any]:
+    """The data of a figure. Memory for all models that it looks at."""
+    import torch
+
+    from semalign.stages.analyze import measure
+
+    torch.set_num_threads(_threads())
+
+    def load(path: str) -> Any:
+        trust = job.trust_remote_code
+        spec = ModelSpec(path=path, dtype=job.dtype, trust_remote_code=trust)
+        return _load(spec, job.device_map)
+
+    return measure(job, inputs, load)
+
+
 def _threads() -> int:
     return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
@@ -169,15 +188,14 @@ def publish(job: TrainJob, checkpoint: Path, folder: Path, config: Config) -> No
 
 def finish(folder: Path, config: Config, measured: dict[str, Any]) -> None:
     """Write the configuration and, last, the manifest of a transfer's folder."""
-    kept = folder / "adapter" if (folder / "adapter").exists() else folder / "student"
-    weights = sorted(kept.glob("*.safetensors"))
+    adapter, student = folder / "adapter" / "adapter_model.safetensors", folder / "student"
     write_json(folder / "config.json", config.model_dump(mode="json"))
     write_json(
         folder / "manifest.json",
         {
             "method": config.method,
-            "result": "student" if (folder / "student").exists() else "adapter",
-            "sha256": sha256(weights[0]),
+            "result": "student" if student.exists() else "adapter",
+            "sha256": sha256(adapter) if adapter.exists() else model_fingerprint(student),
             **measured,
         },
     )

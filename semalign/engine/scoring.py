@@ -15,7 +15,7 @@ from semalign.engine import recording
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.evaluation import Candidate, Evaluation, check, evaluate
 from semalign.engine.generation import EngineShape
-from semalign.engine.tracking import start_tracker
+from semalign.engine.tracking import recorded
 from semalign.models.loading import load_config, model_fingerprint
 from semalign.models.peft_folder import adapter_fingerprint
 from semalign.stages import records
@@ -76,25 +76,14 @@ def run_evaluation(job: EvaluationJob) -> Evaluation:
     check_writable(job.work)
     with connect(job.cluster.address):
         check_resources(job, cluster_resources())
-        run = start_tracker(
-            job.tracking_uri,
-            job.tracking.experiment,
-            key=key,
-            name=job.tracking.run_name or f"evaluate-{job.protocol}",
-            artifacts=str(job.work / "mlartifacts"),
-        )
-        finished = run.is_finished()
-        try:
+        with recorded(job, key=key, name=f"evaluate-{job.protocol}") as run:
+            finished = run.is_finished()
             if not finished:
                 run.params(flat(job.model_dump(mode="json")))
             evaluation = score_job(job, candidates, job.work)
             if not finished:
                 recording.finish_evaluation(run, job, evaluation)
-        except BaseException:
-            if not finished:
-                run.end("FAILED")
-            raise
-        recording.show_evaluation(job, evaluation, run.run_id)
+        recording.show_evaluation(job, evaluation, run)
     return evaluation
 
 

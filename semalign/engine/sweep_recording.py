@@ -10,7 +10,7 @@ from semalign.config import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Evaluation
 from semalign.engine.steps import Steps
-from semalign.engine.tracking import Run
+from semalign.engine.tracking import Run, to_open
 from semalign.report import comparison, table
 from semalign.report import sweep as report
 from semalign.report.summary import Summary
@@ -60,15 +60,14 @@ def finish(run: Run, summary: Summary, folder: Path) -> None:
     run.end("FINISHED")
 
 
-def show(summary: Summary, folder: Path, config: Config, run_id: str) -> None:
+def show(summary: Summary, folder: Path, config: Config, run: Run) -> None:
     """The tables on the terminal, and where the rest is."""
     console = Console(soft_wrap=True)
     for title, rows in _tables(summary).items():
         console.print(table.terminal(title, *rows))
     console.print(report.NOTE if summary.sweep.compare is None else comparison.NOTE)
     console.print(f"report, figures, best configuration: {folder}")
-    console.print(f"MLflow run {run_id}; to open it:")
-    console.print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {config.tracking_uri}")
+    console.print(to_open(config, run))
 
 
 def _tables(summary: Summary) -> dict[str, report.Rows]:

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from semalign.config import Job
 from semalign.errors import UserError
 
 PARAMS_PER_CALL = 100
@@ -246,3 +248,30 @@ def start_tracker(uri: str, experiment: str, *, key: str, name: str, artifacts: 
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
         raise UserError(f"tracking.uri={uri}: MLflow cannot open it ({cause})") from None
+
+
+@contextmanager
+def recorded(job: Job, *, key: str, name: str) -> Iterator[Run]:
+    """The run of that key, made if there is none; what goes wrong within ends it as FAILED, unless
+    it was finished before. Raises UserError as `start_tracker` does.
+    """
+    run = start_tracker(
+        job.tracking_uri,
+        job.tracking.experiment,
+        key=key,
+        name=job.tracking.run_name or name,
+        artifacts=str(job.work / "mlartifacts"),
+    )
+    finished = run.is_finished()
+    try:
+        yield run
+    except BaseException:
+        if not finished:
+            run.end("FAILED")
+        raise
+
+
+def to_open(job: Job, run: Run) -> str:
+    """Which run it is, and how to look at it."""
+    command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {job.tracking_uri}"
+    return f"MLflow run {run.run_id}; to open it:\n  {command}"

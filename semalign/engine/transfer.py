@@ -13,7 +13,7 @@ from semalign.engine.methods import make
 from semalign.engine.recording import TRANSFERRED
 from semalign.engine.scoring import score_candidates
 from semalign.engine.steps import Steps
-from semalign.engine.tracking import start_tracker
+from semalign.engine.tracking import recorded
 from semalign.models.heads import find_lm_head
 from semalign.stages.inputs import check_writable, load_inputs
 from semalign.stages.store import content_key
@@ -46,15 +46,9 @@ def transfer(config: Config) -> Outcome:
 def _run(steps: Steps) -> Outcome:
     config = steps.config
     described = config.model_dump(mode="json", exclude={"cluster", "tracking", "workdir"})
-    run = start_tracker(
-        config.tracking_uri,
-        config.tracking.experiment,
-        key=content_key(steps.prints, described),
-        name=config.tracking.run_name or run_name(config),
-        artifacts=str(config.work / "mlartifacts"),
-    )
-    finished = run.is_finished()
-    try:
+    key = content_key(steps.prints, described)
+    with recorded(config, key=key, name=run_name(config)) as run:
+        finished = run.is_finished()
         if not finished:
             recording.start(run, steps)
         made = make(steps, run)
@@ -67,11 +61,7 @@ def _run(steps: Steps) -> Outcome:
             with steps.stage("record") as notes:
                 recording.finish(run, steps, made, evaluation)
                 notes.append(f"MLflow run {run.run_id}")
-    except BaseException:
-        if not finished:
-            run.end("FAILED")
-        raise
-    recording.show(config, evaluation, folder, run.run_id)
+    recording.show(config, evaluation, folder, run)
     return Outcome(folder, run.run_id, evaluation)
 
 

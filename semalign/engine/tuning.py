@@ -25,7 +25,7 @@ from semalign.engine.evaluation import Candidate
 from semalign.engine.methods import prepare_whole
 from semalign.engine.scoring import engine_shape, score_candidates
 from semalign.engine.steps import Need, Steps
-from semalign.engine.tracking import Run, start_tracker
+from semalign.engine.tracking import Run, recorded
 from semalign.engine.trial import (
     Engines,
     Shared,
@@ -59,25 +59,16 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     inputs = share_inputs(possible)
     config = planned[0].config
     check_writable(config.work)
-    key = content_key(sweep.name, [trial.id for trial in planned], sweep.select.model_dump())
+    how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})
+    key = content_key(sweep.name, [trial.id for trial in planned], how)
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
         for trial in possible:
             check_resources(trial.config, cluster_resources())
-        run = start_tracker(
-            config.tracking_uri,
-            config.tracking.experiment,
-            key=key,
-            name=config.tracking.run_name or sweep.name,
-            artifacts=str(config.work / "mlartifacts"),
-        )
-        try:
+        with recorded(config, key=key, name=sweep.name) as run:
             summary = _run(sweep, planned, possible, inputs, run, folder)
-        except BaseException:
-            run.end("FAILED")
-            raise
-        sweep_recording.finish(run, summary, folder)
-        sweep_recording.show(summary, folder, config, run.run_id)
+            sweep_recording.finish(run, summary, folder)
+        sweep_recording.show(summary, folder, config, run)
     return summary
 
 

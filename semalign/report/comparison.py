@@ -87,15 +87,14 @@ class Tables:
         return next((r for r in self.rows if (r.method, r.teacher, r.others) == beside), None)
 
     def scores(self) -> Rows:
-        """Models and methods, a column a task, and the mean gap to the teacher."""
+        """Models and methods under each teacher, a column a task, and the mean gap to it."""
         head = [self.split, *self.tasks, "mean gap"]
         body = []
         teachers = list(dict.fromkeys(row.teacher for row in self.rows))
-        student = [name for name in self.summary.references if name not in teachers]
-        for name in student:
-            for teacher in teachers[:1]:
-                body.append([f"student {name}", *self._reference(name), self._gap(teacher, name)])
+        students = [name for name in self.summary.references if name not in teachers]
         for teacher in teachers:
+            for name in students:
+                body.append([f"student {name}", *self._reference(name), self._gap(teacher, name)])
             body.append([f"teacher {teacher}", *self._reference(teacher), ""])
             for row in (row for row in self.rows if row.teacher == teacher):
                 cells = [self._cell(row, task) for task in self.tasks]
@@ -150,7 +149,7 @@ class Tables:
 
     def costs(self) -> Rows:
         """What each method trains and takes, the mean over its trials."""
-        head = ["method", "trained parameters", "training, s", "peak memory, GB", "trial, s"]
+        head = ["method", "trained parameters", "training, s", "peak memory, GB"]
         body = []
         for row in self.rows:
             results = [r for setting in row.settings.values() for r in setting.finished]
@@ -162,7 +161,6 @@ class Tables:
                     f"{_mean(results, 'trained_parameters'):,.0f}",
                     f"{_mean(results, 'seconds'):.1f}",
                     f"{max(result.cost['peak_bytes'] for result in results) / 1e9:.2f}",
-                    f"{statistics.fmean(result.seconds for result in results):.1f}",
                 ]
             )
         return head, body

@@ -65,6 +65,7 @@ def test_scores_and_gaps_to_the_rows_own_teacher(summary: Summary) -> None:
         ("teacher zoo/teacher", ""),
         ("sft", "40.00"),
         ("semalign", "20.00"),
+        ("student zoo/student", "40.00"),
         ("teacher zoo/code-teacher", ""),
         ("sft", "30.00"),
         ("semalign", "10.00"),
@@ -80,6 +81,6 @@ def test_differences_are_to_the_control_under_the_same_teacher(summary: Summary)
 
 def test_costs_and_the_whole_report(summary: Summary) -> None:
     _, body = Tables(summary).costs()
-    assert body[0] == ["sft (zoo/teacher)", "10", "2.0", "1.00", "3.0"]
+    assert body[0] == ["sft (zoo/teacher)", "10", "2.0", "1.00"]
     text = comparison.markdown(summary)
     assert text.index("## On test") < text.index("## Against the control") < text.index("## Costs")
