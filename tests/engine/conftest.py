@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from semalign.config import Config, resolve
@@ -35,23 +30,3 @@ def configure(family: dict[str, Path], tmp_path: Path) -> Callable[..., Config]:
         )
 
     return make
-
-
-def kill_when(
-    condition: Callable[[], bool], process: str, *, timeout: float = 120
-) -> threading.Thread:
-    """Kill -9 the first process whose title starts with `process`, once `condition` holds."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if condition():
-                for found in psutil.process_iter(["cmdline"]):
-                    if " ".join(found.info["cmdline"] or []).startswith(process):
-                        os.kill(found.pid, signal.SIGKILL)
-                        return
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread

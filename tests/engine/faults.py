@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,13 @@ def wait_for(condition: Callable[[], object], *, timeout: float = 900) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError("what the test waits for did not come")
-        time.sleep(0.05)
+        time.sleep(0.01)
+
+
+def copy_shared(work: Path, to: Path) -> None:
+    """What the trials of a sweep share, made before: a death among the trials is the matter."""
+    for name in ("attributions", "stores", "transports"):
+        shutil.copytree(work / name, to / name, dirs_exist_ok=True)
 
 
 def kill(title: str) -> None:
@@ -71,19 +78,19 @@ def when(condition: Callable[[], object], act: Callable[[], object]) -> Iterator
 
 
 class MlflowServer:
-    """A real `mlflow server` on the loopback interface, with a sqlite file."""
+    """A real `mlflow server` on the loopback interface, over a sqlite file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = "server.db") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        self.folder = folder
+        self.folder, self.database = folder, database
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        where += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        where += ["--backend-store-uri", f"sqlite:///{self.folder / self.database}"]
         where += ["--artifacts-destination", str(self.folder / "artifacts")]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *where],

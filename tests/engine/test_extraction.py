@@ -13,7 +13,7 @@ from semalign.engine.steps import Steps
 from semalign.stages.data import Tokens
 from semalign.stages.inputs import load_inputs
 from semalign.stages.store import ActivationStore, Column, sha256
-from tests.engine.conftest import kill_when
+from tests.engine.faults import kill, when
 
 COLUMNS = [Column(1, "mlp"), Column(2, "mlp")]
 
@@ -67,8 +67,6 @@ def test_a_killed_actor_is_replaced_and_the_numbers_are_the_same(
     expected = digests(store, COLUMNS)
 
     store, _ = begin(steps, tmp_path / "killed")
-    killer = kill_when(store.shard_path(COLUMNS[0], 0).exists, "ray::MapWorker")
-    extract(steps.teacher, tokens, store, COLUMNS, slow)
-    killer.join(timeout=1)
-    assert not killer.is_alive(), "no actor was killed"
+    with when(store.shard_path(COLUMNS[0], 0).exists, lambda: kill("ray::MapWorker")):
+        extract(steps.teacher, tokens, store, COLUMNS, slow)
     assert digests(store, COLUMNS) == expected

@@ -22,7 +22,7 @@ from semalign.stages.inputs import load_inputs
 from semalign.stages.prepare import build_tail
 from semalign.stages.train import Epoch
 from semalign.stages.train import train as fit_alone
-from tests.engine.conftest import kill_when
+from tests.engine.faults import kill, when
 
 
 def train(config: Config) -> dict:
@@ -81,10 +81,10 @@ def test_a_killed_worker_ends_in_the_same_adapter(
 ) -> None:
     config = configure()
     training = config.work / "training"
-    killer = kill_when(lambda: any(training.glob("*/checkpoint_*/state.pt")), "ray::RayTrainWorker")
-    killed = train(config)
-    killer.join(timeout=1)
-    assert not killer.is_alive(), "no worker was killed"
+    with when(
+        lambda: any(training.glob("*/checkpoint_*/state.pt")), lambda: kill("ray::RayTrainWorker")
+    ):
+        killed = train(config)
     assert killed["manifest"]["sha256"] == undisturbed["manifest"]["sha256"]
     assert killed["history"] == undisturbed["history"]
 

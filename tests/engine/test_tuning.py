@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,8 +14,6 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 import ray
@@ -30,6 +26,7 @@ from semalign.engine.tuning import ablate
 from semalign.report.summary import Summary
 from semalign.report.sweep import settings_table
 from semalign.stages.sweep import load_sweep
+from tests.engine.faults import MlflowServer, copy_shared, when
 
 SWEEP = """
 base:
@@ -147,14 +144,12 @@ def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
     """Kill -9 after the first trial; the rerun's scores are the undisturbed sweep's."""
     command = [sys.executable, "ray_jobs/ablate.py", f"sweep={done.file}", f"workdir={tmp_path}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    copy_shared(done.work, tmp_path)
     killed = subprocess.Popen(command, start_new_session=True, **quiet)
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("sweeps/*/finished/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    with when(lambda: list(tmp_path.glob("sweeps/*/finished/*.json")), killed.kill):
+        killed.wait()
     first = {path.name: path.stat().st_mtime for path in tmp_path.glob("sweeps/*/finished/*.json")}
-    assert len(first) == 1
+    assert first
     summary = ablate(load_sweep(done.file, [f"workdir={tmp_path}"]))
     assert [r.items for r in summary.results] == [r.items for r in done.summary.results]
     for path in tmp_path.glob("sweeps/*/finished/*.json"):
@@ -198,45 +193,24 @@ def test_the_comparison_page_of_mlflow(done: Done, tmp_path: Path) -> None:
     """The page on which MLflow compares the trials, in a headless browser; kept as a picture."""
     found = runs(done.work)
     chosen = [run.info.run_id for name, run in found.items() if name.endswith("seed=0")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--host", "127.0.0.1", "--port", str(port)]
-    store = ["--backend-store-uri", f"sqlite:///{done.work / 'mlflow.db'}"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *where, *store],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    server = MlflowServer(done.work, "mlflow.db")
+    server.start()
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health")
-        page = f"http://127.0.0.1:{port}/#/compare-runs?runs={json.dumps(chosen)}&experiments=%5B%221%22%5D"
+        shown = json.dumps(chosen, separators=(",", ":")).replace('"', "%22")
+        page = f"{server.uri}/#/compare-runs?runs={shown}&experiments=%5B%221%22%5D"
         folder = Path(os.environ.get("SEMALIGN_ARTIFACTS", tmp_path))
         picture = folder / "mlflow-comparison.png"
         browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
         browser += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=25000"]
-        browser += ["--window-size=1400,1800", page.replace(" ", "").replace('"', "%22")]
+        browser += ["--window-size=1400,1800"]
         for options in ([f"--screenshot={picture}"], ["--dump-dom"]):
-            shown = subprocess.run(
-                [*browser[:-1], *options, browser[-1]], capture_output=True, text=True, timeout=120
+            seen = subprocess.run(
+                [*browser, *options, page], capture_output=True, text=True, timeout=120
             )
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
     assert picture.stat().st_size > 50_000
-    assert "variant=semalign, seed=0" in shown.stdout and "loss.alpha" in shown.stdout
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            with urlopen(url, timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.5)
-    raise TimeoutError(url)
+    assert "variant=semalign, seed=0" in seen.stdout and "loss.alpha" in seen.stdout
 
 
 SEARCH = """

@@ -17,7 +17,7 @@ from semalign.errors import UserError
 from semalign.report.summary import Summary
 from semalign.report.sweep import Rows, settings_table
 from semalign.stages.sweep import Sweep, load_sweep
-from tests.engine.faults import MlflowServer, kill, kill_tree, when
+from tests.engine.faults import MlflowServer, copy_shared, kill, kill_tree, when
 
 SWEEP = """
 base:
@@ -34,10 +34,12 @@ max_concurrent: 1
 @dataclass
 class Undisturbed:
     file: Path
+    work: Path
     table: Rows
     items: list[object]
 
     def sweep(self, work: Path, *overrides: str) -> Sweep:
+        copy_shared(self.work, work)
         return load_sweep(self.file, [f"workdir={work}", *overrides])
 
     def check(self, summary: Summary) -> None:
@@ -48,11 +50,12 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
-    file = folder / "two.yaml"
+    file, work = folder / "two.yaml", folder / "work"
     file.write_text(SWEEP)
-    summary = ablate(load_sweep(file, [f"workdir={folder / 'work'}"]))
+    summary = ablate(load_sweep(file, [f"workdir={work}"]))
     assert [result.state for result in summary.results] == ["finished"] * 2
-    return Undisturbed(file, settings_table(summary), [r.items for r in summary.results])
+    items = [result.items for result in summary.results]
+    return Undisturbed(file, work, settings_table(summary), items)
 
 
 def finished(work: Path) -> dict[str, float]:
@@ -114,12 +117,13 @@ def test_the_mlflow_server_dies(
 
 
 def test_driver_and_cluster_die_together(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    sweep = undisturbed.sweep(tmp_path)
     command = [sys.executable, "ray_jobs/ablate.py", f"sweep={undisturbed.file}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     driver = subprocess.Popen([*command, f"workdir={tmp_path}"], start_new_session=True, **quiet)
     with when(lambda: finished(tmp_path), lambda: kill_tree(driver)):
         driver.wait()
     first = finished(tmp_path)
-    undisturbed.check(ablate(undisturbed.sweep(tmp_path)))
+    undisturbed.check(ablate(sweep))
     assert len(first) == 1 and first.items() <= finished(tmp_path).items()
     check_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
