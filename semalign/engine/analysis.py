@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from rich.console import Console
 
 from semalign.config import AnalysisJob
 from semalign.engine import remote
@@ -82,7 +81,7 @@ def _record(run: Run, job: AnalysisJob, folder: Path) -> None:
 
 
 def _show(job: AnalysisJob, folder: Path, run: Run) -> None:
-    console = Console(soft_wrap=True)
+    console = table.new_console()
     console.print(table.terminal(*TABLE[job.figure](_read(folder / _DATA))))
     console.print(f"figure and data: {folder}")
     console.print(to_open(job, run))

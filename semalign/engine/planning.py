@@ -13,7 +13,7 @@ from semalign.config import Config
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.errors import UserError
 from semalign.models.published import STAND_IN
-from semalign.report.table import terminal
+from semalign.report.table import new_console, terminal
 from semalign.stages.inputs import load_inputs
 from semalign.stages.plan import Plan, Step, known_pairs, make_plan
 from semalign.stages.sweep import Sweep
@@ -38,7 +38,7 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
     """
     planned = trials(sweep, yes=yes)
     plan = plan_sweep(planned)
-    console = Console(soft_wrap=True)
+    console = new_console()
     console.print(terminal(sweep.description, *rows(plan)))
     _say_absent(console, plan.absent)
     if sweep.compare is not None:
@@ -72,7 +72,7 @@ def _available(config: Config) -> dict[str, float]:
 
 
 def _print(config: Config, plan: Plan) -> None:
-    console = Console(soft_wrap=True)
+    console = new_console()
     for role, path, shape in (
         ("teacher", config.teacher, plan.teacher),
         ("student", config.student, plan.student),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from semalign.config import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
@@ -123,7 +122,7 @@ def _draw(steps: Steps, made: Made) -> None:
 
 def show(config: Config, evaluation: Evaluation, folder: Path, run: Run) -> None:
     """The table of each split, where the files are, and how to open MLflow."""
-    console = Console(soft_wrap=True)
+    console = table.new_console()
     for split in config.evaluation.splits:
         title = f"{config.teacher} -> {config.student}, {split} split"
         console.print(table.terminal(title, *_table(config, evaluation, split)))
@@ -141,7 +140,7 @@ def show(config: Config, evaluation: Evaluation, folder: Path, run: Run) -> None
 
 def show_evaluation(job: EvaluationJob, evaluation: Evaluation, run: Run) -> None:
     """The table of each split, the comparisons, and how to open MLflow."""
-    console = Console(soft_wrap=True)
+    console = table.new_console()
     for split in job.splits:
         title = f"{job.model}, {split} split, protocol {table.protocol(evaluation.protocol)}"
         console.print(table.terminal(title, *_evaluation_table(job, evaluation, split)))

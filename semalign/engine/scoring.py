@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from semalign.config import Config, EvaluationJob
 from semalign.config import Evaluation as Settings
 from semalign.engine import recording
@@ -102,19 +100,14 @@ def score_job(job: EvaluationJob, candidates: Sequence[Candidate], work: Path) -
 def show_evaluation_plan(job: EvaluationJob) -> None:
     """Print what would be asked of which engines; loads no weights."""
     candidates, _ = _checked(job)
-    console = Console(soft_wrap=True)
     protocol = chosen_protocol(job)
-    console.print(
-        f"protocol {protocol.name}, version {protocol.version}, hash {protocol.hash[:12]}"
-    )
+    print(f"protocol {protocol.name}, version {protocol.version}, hash {protocol.hash[:12]}")
     for task in job.tasks:
         profile = protocol.profile(task)
         for split in job.splits:
             items = len(load_split(data_root(str(job.root)), task, split))
-            console.print(
-                f"{task} {split}: {items} items x {profile.n} samples x {len(candidates)} models"
-            )
-    console.print(
+            print(f"{task} {split}: {items} items x {profile.n} samples x {len(candidates)} models")
+    print(
         f"{job.num_engines} engine(s) of {job.num_cpus:g} CPUs and "
         f"{job.num_gpus * job.tensor_parallel_size:g} GPUs each"
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from semalign.config import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Evaluation
@@ -62,7 +60,7 @@ def finish(run: Run, summary: Summary, folder: Path) -> None:
 
 def show(summary: Summary, folder: Path, config: Config, run: Run) -> None:
     """The tables on the terminal, and where the rest is."""
-    console = Console(soft_wrap=True)
+    console = table.new_console()
     for title, rows in _tables(summary).items():
         console.print(table.terminal(title, *rows))
     console.print(report.NOTE if summary.sweep.compare is None else comparison.NOTE)

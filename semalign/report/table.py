@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from semalign.tasks.protocols import Protocol
@@ -61,13 +62,22 @@ def protocol(protocol: Protocol) -> str:
     return f"{protocol.name}-{protocol.version} ({protocol.hash[:8]})"
 
 
+def new_console() -> Console:
+    """Of the terminal's width; a log's lines may be as long as the tables need."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(soft_wrap=True, width=240)
+
+
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
-    """For rich's console; four tasks fit in 80 columns."""
+    """For rich's console: four tasks fit in 80 columns. Short of room, the first column wraps."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0
     )
     for index, column in enumerate(head):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        if index == 0:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
     for row in body:
         table.add_row(*row)
     return table

@@ -50,5 +50,16 @@ def test_four_tasks_fit_in_80_columns() -> None:
     assert sum("62.5 (57-68)" in line for line in lines) == 1
 
 
+def test_a_long_name_wraps_and_numbers_stay_whole() -> None:
+    console = Console(width=60)
+    name = "extraction.interface=mlp, extraction.positions=answer, loss.alpha=0.1"
+    row = [name, "66.0 ± 1.3", "+1.3 (-0.8 to 3.5)"]
+    with console.capture() as captured:
+        console.print(table.terminal("title", ["setting", "mmlu dev", "to base (95%)"], [row]))
+    said = captured.get()
+    assert "66.0 ± 1.3 +1.3 (-0.8 to 3.5)" in said
+    assert "".join(said.split()).count("loss.alpha=0.1") == 1
+
+
 def test_markdown() -> None:
     assert table.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
