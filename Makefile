@@ -1,7 +1,7 @@
 # make demo   sets everything up, then runs one real transfer and prints the table
 # make test   sets everything up, then passes the tests
 # make check  format, lint, types and layering, in seconds
-# make bench  weights and maps against cross-entropy alone: a table of docs/effect.md
+# make bench  eight trials as a sweep and one by one: a table of docs/sweeps.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,7 +39,7 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/effect.py data.task=mmlu training.lr=3e-3
+	$(BIN)/python benchmarks/sweep.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from semalign.config import AnalysisJob, Config, EvaluationJob, Schema, resolve
-from semalign.errors import Diverged, UserError
+from semalign.errors import Failed, UserError
 
 USAGE = """usage: python ray_jobs/{job}.py [--plan] [file.yaml ...] [key=value ...]
 
@@ -63,7 +63,7 @@ def _status(act: Callable[[], None]) -> int:
         # raised in another process, it comes wrapped with that process's traceback
         print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

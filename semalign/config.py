@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from semalign.errors import UserError, nearest
 
@@ -24,6 +31,19 @@ Objective = Literal["cosine", "fisher", "geometry"]
 Method = Literal["semalign", "seeking", "laten", "sft", "sft-all", "logit-kd"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layer = Annotated[int, Field(ge=1)]
+LARGEST_RANK = 512  # of a LoRA that vLLM serves
+
+
+def _absolute(place: str) -> str:
+    """A folder that is there, by its absolute path: Ray's processes have other working folders.
+    What semalign ships, and what is on a hub, keeps its name.
+    """
+    folder = Path(place).expanduser()
+    shipped = place.startswith("zoo/") or place == "hub"
+    return str(folder.resolve()) if folder.is_dir() and not shipped else place
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
 
 
 class Settings(BaseModel):
@@ -36,11 +56,12 @@ class Data(Settings):
     """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published schemas.
 
     Of the training examples the first `labelled_limit` carry their answers, the others are prompts
-    only: nothing of L_CE, but all of L_align and L_KL. `label_noise` is the share of the labelled
+    only: nothing of L_CE; of L_align and L_KL the prompt's positions, or with `positions: answer`
+    its last one. `label_noise` is the share of the labelled
     ones that are given the answer of another example, the same ones for every `seed`.
     """
 
-    root: str = "zoo/data"
+    root: Place = "zoo/data"
     task: TaskName = "mmlu"
     train_split: str = "train"
     attribution_split: str = "extract"
@@ -115,7 +136,7 @@ class Loss(Settings):
     KL(teacher || student) at the output, where L_align looks (`extraction.positions`).
 
     The paper gives no values. On the shipped family's dev split every alpha of 0.1 and more was
-    below cross-entropy alone under the cosine map, the more the larger (see the README).
+    below cross-entropy alone under the cosine map, the more the larger (see docs/effect.md).
     """
 
     objective: Objective = "cosine"
@@ -144,7 +165,12 @@ class Lora(Settings):
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[int, Field(ge=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "up_proj",
+        "down_proj",
+        "v_proj",
+        "o_proj",
+    )
 
     @property
     def scaling_alpha(self) -> int:
@@ -183,7 +209,7 @@ class Seeking(Settings):
     """
 
     layers: Annotated[int, Field(ge=1)] | None = None
-    modules: tuple[str, ...] = (
+    modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -196,15 +222,21 @@ class Seeking(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     subtract: Literal["low_rank", "block"] = "low_rank"
 
+    @property
+    def factor_settings(self) -> dict[str, Any]:
+        """What of it decides the factors: all but the dropout of their training."""
+        return self.model_dump(exclude={"dropout"})
+
 
 class Laten(Settings):
     """LaTen (Tan et al., 2025): neurons located in both models, translated by a hypernetwork.
 
     `share` of the student's width is the number of neurons a layer. `steps` defaults to Table 4 by
-    task; each takes one example of the attribution split, to locate neurons in both models, and
-    `pool` - 1 of `align_split`. `readout` is the one that the attribution means, or the authors'
-    `as_coded`. The learning rate is OneCycle's over `cycle` steps (the authors': all examples of
-    the attribution split), of which only the first `steps` are made.
+    task, whose Align Size is `steps` x `pool`, or to the attribution split's number of rows where
+    that is smaller; each takes one of these rows, to locate neurons in both models, and `pool` - 1
+    of `align_split`. `readout` is the one that the attribution means, or the authors' `as_coded`.
+    The learning rate is OneCycle's over `cycle` steps (the authors': all examples of the
+    attribution split), of which only the first `steps` are made.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -254,7 +286,7 @@ class Evaluation(Settings):
 
     tasks: tuple[TaskName, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
     splits: tuple[str, ...] = ("dev", "test")
-    root: str | None = None
+    root: Place | None = None
     protocol: str = "paper"
     sampling: Sampling | None = None
     num_engines: Annotated[int, Field(ge=1)] = 1
@@ -316,8 +348,8 @@ class Config(Job):
     """
 
     method: Method = "semalign"
-    teacher: str = "zoo/teacher"
-    student: str = "zoo/student"
+    teacher: Place = "zoo/teacher"
+    student: Place = "zoo/student"
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data = Data()
     attribution: Attribution = Attribution()
@@ -340,6 +372,16 @@ class Config(Job):
             return tree
         gamma = (loss.get("gamma") or 1.0) if tree["method"] == "logit-kd" else 0.0
         return {**tree, "loss": {**loss, "alpha": 0.0, "gamma": gamma}}
+
+    @model_validator(mode="after")
+    def _served(self) -> Config:
+        if (self.adapter_rank or 0) > LARGEST_RANK:
+            raise ValueError(
+                f"{'seeking.rank' if self.method == 'seeking' else 'training.lora.rank'}: the "
+                f"adapter would have rank {self.adapter_rank}; expected at most {LARGEST_RANK}, "
+                "the largest that vLLM serves"
+            )
+        return self
 
     @property
     def pairs_layers(self) -> bool:
@@ -379,11 +421,11 @@ class EvaluationJob(Evaluation, Job):
     With `baseline` the bare model is scored too, and every adapter compared with it.
     """
 
-    model: str = "zoo/student"
-    adapter: str | tuple[str, ...] | None = None
+    model: Place = "zoo/student"
+    adapter: Place | tuple[Place, ...] | None = None
     baseline: bool = False
     splits: tuple[str, ...] = ("test",)
-    root: str | None = "zoo/data"
+    root: Place | None = "zoo/data"
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -400,13 +442,13 @@ class AnalysisJob(Job):
     """
 
     figure: Literal["decomposition", "similarity", "attribution"] = "decomposition"
-    model: str = "zoo/student"
-    teacher: str = "zoo/teacher"
-    student: str = "zoo/student"
-    adapter: str | None = None
+    model: Place = "zoo/student"
+    teacher: Place = "zoo/teacher"
+    student: Place = "zoo/student"
+    adapter: Place | None = None
     alignment: Alignment = Alignment()
     positions: Annotated[int, Field(ge=4)] = 4096
-    root: str = "zoo/data"
+    root: Place = "zoo/data"
     task: TaskName = "humaneval"
     split: str = "extract"
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -426,7 +468,7 @@ def resolve(
     overrides: Iterable[str] = (),
     schema: type[Schema] = Config,  # type: ignore[assignment]
 ) -> Schema:
-    """Defaults <- YAML files <- dotted `key=value` overrides; `workdir` made absolute.
+    """Defaults <- YAML files <- dotted `key=value` overrides; folders by their absolute paths.
 
     Raises UserError naming the key or file and the nearest valid choice.
     """
@@ -463,8 +505,10 @@ def validate(
         return schema.model_validate(tree)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
+        if not key:  # of settings that do not go together
+            raise UserError(message) from None
         given = problem["input"]
         context = problem.get("ctx") or {}
         if problem["type"] == "literal_error":
@@ -489,6 +533,8 @@ def _refuse_unknown(model: type[BaseModel], tree: Any, path: tuple[str, ...]) ->
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a text in UTF-8") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:

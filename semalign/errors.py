@@ -16,7 +16,11 @@ class UserError(ValueError):
         super().__init__(" ".join(str(message).split()))
 
 
-class Diverged(RuntimeError):
+class Failed(RuntimeError):
+    """A run that came to nothing: one line. Entry points print it and exit with status 1."""
+
+
+class Diverged(Failed):
     """The loss is NaN or infinite; the message names the step and the examples."""
 
 

@@ -36,6 +36,28 @@ def test_workdir_becomes_absolute() -> None:
     assert Path(resolve([], ["workdir=here"]).workdir).is_absolute()
 
 
+def test_folders_become_absolute_and_names_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers have working folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/mine", "rows", "hub", "zoo/teacher"):
+        (tmp_path / folder).mkdir(parents=True)
+    config = resolve([], ["student=models/mine", "data.root=rows", "evaluation.root=hub"])
+    assert config.student == str(tmp_path / "models" / "mine")
+    assert config.data.root == str(tmp_path / "rows")
+    assert (config.evaluation.root, config.teacher) == ("hub", "zoo/teacher")
+    assert resolve([], ["teacher=org/model"]).teacher == "org/model"
+
+
+def test_an_adapter_that_vllm_would_not_serve() -> None:
+    assert resolve([], ["training.lora.rank=512"]).adapter_rank == 512
+    with pytest.raises(UserError, match=r"^training.lora.rank: the adapter would have rank 600; "):
+        resolve([], ["training.lora.rank=600"])
+    with pytest.raises(UserError, match=r"^seeking.rank: the adapter would have rank 600; "):
+        resolve([], ["method=seeking", "seeking.rank=300"])
+
+
 def test_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # type: ignore[misc]

@@ -28,9 +28,9 @@ from semalign.baselines.laten_hypernet import (
     translate,
 )
 from semalign.baselines.laten_neurons import Located, locate
-from semalign.baselines.laten_steps import Step, drawn, train_hypernetwork
+from semalign.baselines.laten_steps import Item, Step, drawn, train_hypernetwork
 from semalign.baselines.laten_trace import Kind, Row, in_teacher_ids, last_useful
-from semalign.config import Laten, TaskName
+from semalign.config import Config, Laten, TaskName
 from semalign.errors import UserError
 from semalign.models.layers import Decoder, find_decoder
 from semalign.models.loading import copy_companions, load_model
@@ -57,8 +57,29 @@ def neuron_counts(share: float, intermediate_size: int, hidden_size: int) -> dic
 
 
 def planned_steps(settings: Laten, task: TaskName, rows: int) -> int:
-    """`laten.steps`, or Table 4's of the task, but at most one for each attribution row."""
-    return min(settings.steps or STEPS[task], rows)
+    """`laten.steps`, or Table 4's of the task, but then at most one for each attribution row.
+
+    Raises UserError for a `laten.steps` above the number of rows.
+    """
+    if settings.steps is None:
+        return min(STEPS[task], rows)
+    if settings.steps > rows:
+        raise UserError(
+            f"laten.steps={settings.steps}: expected at most {rows}, one for each row of "
+            "data.attribution_split"
+        )
+    return settings.steps
+
+
+def labelled_rows(
+    config: Config, train: Sequence[Item], align: Sequence[Item]
+) -> tuple[list[Item], list[Item]]:
+    """The rows of the training and the alignment split that carry their answers: of the training
+    split, which may be both, the first `data.labelled_limit`.
+    """
+    limit = config.data.labelled_limit
+    same = config.laten.align_split == config.data.train_split
+    return list(train[:limit]), list(align[: limit if same else None])
 
 
 def transfer(
@@ -84,9 +105,9 @@ def transfer(
     deltas and their gradients, the activations of one row. Nothing is kept on disk: a transfer
     that was killed starts over.
 
-    Raises UserError for a split without rows, rows without answers, a token that only one
-    vocabulary has, models of another form or too small, and a student in float16; Diverged for a
-    loss that is not finite.
+    Raises UserError for a split without rows, rows without answers, more steps than attribution
+    rows, a token that only one vocabulary has, models of another form, too small or offloaded, and
+    a student in float16; Diverged for a loss that is not finite.
     """
     ours, theirs = find_decoder(student), find_decoder(teacher)
     _check(ours, {"train": train, "attribution": attribution, settings.align_split: align})
@@ -95,8 +116,8 @@ def transfer(
     if cycle < steps:
         raise UserError(f"laten.cycle={cycle}: expected at least the {steps} steps that are made")
     rows = [*drawn(attribution, steps, seed), *drawn(train, 1, seed)]
-    here, there = _locate_both(teacher, student, rows, student_to_teacher, decode, settings)
-    wanted = [moves(theirs, ours, t, s) for t, s in zip(there, here, strict=True)]
+    located = _locate_both(teacher, student, rows, student_to_teacher, decode, settings)
+    wanted = [moves(theirs, ours, *neurons) for neurons in located]
 
     net = hypernetwork(theirs.lm_head.in_features, ours.lm_head.in_features)
     initialise(net, seed)
@@ -148,8 +169,8 @@ def _locate_both(
     student_to_teacher: Tensor,
     decode: Callable[[int], str],
     settings: Laten,
-) -> tuple[list[Located], list[Located]]:
-    """The neurons of each row in the student and in the teacher."""
+) -> list[tuple[Located, Located]]:
+    """The neurons of each row in the teacher and in the student."""
     queries = [last_useful(row, decode) for row in rows]
     table = student_to_teacher.tolist()
     translated = [in_teacher_ids(query, table) for query in queries]
@@ -159,10 +180,9 @@ def _locate_both(
         "counts": neuron_counts(settings.share, config.intermediate_size, config.hidden_size),
         "readout": settings.readout,
     }
-    return (
-        locate(student, queries, who="student", **shape),
-        locate(teacher, translated, who="teacher", **shape),
-    )
+    student_neurons = locate(student, queries, who="student", **shape)
+    teacher_neurons = locate(teacher, translated, who="teacher", **shape)
+    return list(zip(teacher_neurons, student_neurons, strict=True))
 
 
 def _check(student: Decoder, splits: dict[str, Sequence[Row]]) -> None:

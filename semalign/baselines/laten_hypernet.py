@@ -76,8 +76,10 @@ class Move:
         return found.to(like)
 
 
-def moves(teacher: Decoder, student: Decoder, there: Located, here: Located) -> list[Move]:
-    """All moves from neurons located in the teacher (`there`) to those in the student (`here`).
+def moves(
+    teacher: Decoder, student: Decoder, teacher_neurons: Located, student_neurons: Located
+) -> list[Move]:
+    """All moves from the located neurons of the teacher to those of the student.
 
     Chosen layers are paired in their order, neurons by rank.
     """
@@ -85,13 +87,13 @@ def moves(teacher: Decoder, student: Decoder, there: Located, here: Located) -> 
         Move(
             layer=ours,
             name=name,
-            index=_index(student, name, here[kind].chosen[rank]),
+            index=_index(student, name, student_neurons[kind].chosen[rank]),
             source=projection(teacher, theirs, name),
-            source_index=_index(teacher, name, there[kind].chosen[rank]),
+            source_index=_index(teacher, name, teacher_neurons[kind].chosen[rank]),
         )
         for name, kind in _KIND.items()
         for rank, (theirs, ours) in enumerate(
-            zip(there[kind].layers, here[kind].layers, strict=True)
+            zip(teacher_neurons[kind].layers, student_neurons[kind].layers, strict=True)
         )
     ]
 
@@ -104,7 +106,7 @@ def _index(decoder: Decoder, name: str, neurons: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Delta:
     """Added to one module of the student: value (n, D_S), to its rows (up, v) or columns (down, o)
-    `index`. What several say of one row adds up.
+    `index`. Where a row is named more than once, its values add up.
     """
 
     layer: int
@@ -151,16 +153,30 @@ def injected(decoder: Decoder, deltas: Sequence[Delta]) -> Iterator[None]:
 
 def _adding(delta: Delta) -> Any:
     """A hook that adds to a module's output; on its device, wherever the delta is."""
+    index, summing = _each_once(delta.index)
 
     def rows(_module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        said = F.linear(args[0], delta.value.to(output))
-        return output.index_add(-1, delta.index.to(output.device), said)
+        added = F.linear(args[0], delta.value.to(output))
+        if summing is not None:
+            added = added @ summing.to(output)
+        return output.index_add(-1, index.to(output.device), added)
 
     def columns(_module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        heard = args[0].index_select(-1, delta.index.to(output.device))
-        return output + heard @ delta.value.to(output)
+        selected = args[0].index_select(-1, index.to(output.device))
+        return output + selected @ delta.value.to(output)
 
     return rows if delta.name in _IN_ROWS else columns
+
+
+def _each_once(index: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The indices (m,) without repetition, and the (n, m) of ones and zeros that sums what belongs
+    to one of them; the index itself and None if nothing is repeated. On a GPU a product has one
+    order of summation, and index_add with repeated indices has any.
+    """
+    once, position = index.unique(return_inverse=True)
+    if len(once) == len(index):
+        return index, None
+    return once, F.one_hot(position).float()
 
 
 @torch.no_grad()

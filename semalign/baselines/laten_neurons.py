@@ -29,7 +29,7 @@ from semalign.errors import UserError, nearest
 from semalign.models.layers import Decoder, find_decoder
 
 READOUTS = ("correct", "as_coded")
-_CHUNK = 2**24  # logits held at once: 64 MiB in float32
+_CHUNK = 2**22  # logits of one piece: 16 MiB in float32, with temporaries at most 64 MiB
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def locate(
 
     Scores of neurons are rounded to 4 decimals as the authors do; of equals the first is better.
     Cost: a forward pass a query (eager attention), and 2 N V D operations a layer however many
-    queries there are: what a neuron says to the vocabulary per unit is the same for all of them.
+    queries there are: the logits of a neuron's column are the same for all of them.
 
     Raises UserError for a model without the four projections, one whose layers or final norm are of
     another form, too few layers or neurons, an unknown readout, and scores that are not finite.
@@ -68,20 +68,18 @@ def locate(
     check_form(decoder, who)
     _check_size(decoder, num_layers, counts, who)
     traces = [trace(decoder, query) for query in queries]
-    reader = Reader.of(decoder)
-    scales = torch.stack([reader.scale(seen, readout) for seen in traces])
+    lens = LogitLens.of(decoder)
+    scales = torch.stack([lens.scale(seen, readout) for seen in traces])
+    sublayers = [layer_scores(lens, *pair) for pair in zip(traces, scales, strict=True)]
     found: list[Located] = [{} for _ in queries]
     for kind in KINDS:
-        layers = [
-            _best_layers(layer_scores(reader, *pair)[kind], num_layers)
-            for pair in zip(traces, scales, strict=True)
-        ]
+        layers = [_best_layers(scores[kind], num_layers) for scores in sublayers]
         ranked: list[list[Tensor]] = [[] for _ in queries]
         for layer in range(len(decoder.layers)):
             users = [e for e, chosen in enumerate(layers) if layer in chosen]
             if users:
                 scores = neuron_scores(
-                    reader,
+                    lens,
                     output_weight(decoder, layer, kind),
                     base=torch.stack([traces[e].base(kind)[layer] for e in users]),
                     coefficients=torch.stack([traces[e].coefficients[kind][layer] for e in users]),
@@ -110,8 +108,9 @@ def best_neurons(scores: Tensor, n: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """The readout of a model, in float32 (float64 of a float64 model).
+class LogitLens:
+    """A model's logits of any hidden state, through its LM head and the final norm's scale at one
+    position; in float32 (float64 of a float64 model).
 
     head: (V, D), what the LM head and the final norm's weight g make of h; bias: (V,) or None.
     """
@@ -121,7 +120,7 @@ class Reader:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Reader:
+    def of(cls, decoder: Decoder) -> LogitLens:
         """Costs one more copy of the LM head in float32."""
         head = decoder.lm_head
         # the norm of equal numbers is its effective weight (Gemma's is 1 + the stored one), and of
@@ -161,19 +160,19 @@ def log_p(logits: Tensor, targets: Tensor) -> Tensor:
     return chosen - logits.logsumexp(dim=-1)
 
 
-def layer_scores(reader: Reader, seen: Trace, scale: Tensor) -> dict[Kind, Tensor]:
+def layer_scores(lens: LogitLens, seen: Trace, scale: Tensor) -> dict[Kind, Tensor]:
     """(L,) of each kind: what the sublayer as a whole does to log p(w)."""
-    after = {"attn": seen.inputs + seen.attn, "ffn": seen.inputs + seen.attn + seen.ffn}
-
-    def read(hidden: Tensor) -> Tensor:
-        targets = torch.full((len(hidden),), seen.target, device=hidden.device)
-        return log_p(reader.logits(hidden, scale), targets)
-
-    return {kind: read(after[kind]) - read(seen.base(kind)) for kind in KINDS}
+    target = torch.full((len(seen.inputs),), seen.target, device=seen.inputs.device)
+    between = seen.inputs + seen.attn
+    before_attn, before_ffn, after = (
+        log_p(lens.logits(hidden, scale), target)
+        for hidden in (seen.inputs, between, between + seen.ffn)
+    )
+    return {"attn": before_ffn - before_attn, "ffn": after - before_ffn}
 
 
 def neuron_scores(
-    reader: Reader,
+    lens: LogitLens,
     columns: Tensor,
     *,
     base: Tensor,
@@ -184,19 +183,23 @@ def neuron_scores(
     """(E, N): log p(w | h + c_n column_n) - log p(w | h), for h = base (E, D).
 
     columns: (D, N); coefficients: (E, N); scales: (E,). The logits are those of h plus c_n s times
-    what column n says, which is computed once for all examples, some columns at a time: of all
-    N V logits no more than 2^24 are held. Cost: 2 N V D operations, then a few N V an example.
+    the column's own, which are computed once for all examples, some columns at a time: of all N V
+    logits 2^22, with temporaries four times that, are held. Cost: 2 N V D operations, then a few
+    N V an example.
     """
     where = torch.tensor(targets, device=base.device)
-    start = reader.logits(base, scales[:, None])
+    start = lens.logits(base, scales[:, None])
     before = log_p(start, where)
-    strength = coefficients * scales[:, None]
+    scaled_coefficients = coefficients * scales[:, None]
     pieces = []
-    for part in torch.arange(columns.shape[1]).split(max(1, _CHUNK // len(reader.head))):
+    for part in torch.arange(columns.shape[1]).split(max(1, _CHUNK // len(lens.head))):
         among = slice(int(part[0]), int(part[-1]) + 1)
-        says = wide(columns[:, among]).to(base).T @ reader.head.T
+        column_logits = wide(columns[:, among]).to(base).T @ lens.head.T
         rows = [
-            log_p(start[e] + strength[e, among, None] * says, where[e].expand(len(says)))
+            log_p(
+                torch.addcmul(start[e], scaled_coefficients[e, among, None], column_logits),
+                where[e].expand(len(column_logits)),
+            )
             for e in range(len(base))
         ]
         pieces.append(torch.stack(rows))
@@ -210,9 +213,9 @@ def _check_size(decoder: Decoder, num_layers: int, counts: dict[Kind, int], who:
             f"has 1..{len(decoder.layers)}"
         )
     for kind, count in counts.items():
-        there = output_weight(decoder, 0, kind).shape[1]
-        if not 1 <= count <= there:
+        available = output_weight(decoder, 0, kind).shape[1]
+        if not 1 <= count <= available:
             raise UserError(
                 f"laten.share: {count} {kind} neurons a layer are to be located in both models, "
-                f"the {who} has 1..{there}"
+                f"the {who} has 1..{available}"
             )

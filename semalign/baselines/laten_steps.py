@@ -53,7 +53,8 @@ def train_hypernetwork(
 
     Its pool is that example and `settings.pool` - 1 rows of `align`, drawn anew from `seed` and the
     step. Raises Diverged before the step that would use a loss that is not finite.
-    Cost a step: forward and backward of the student on the pool, three forwards' worth of `net`.
+    Cost a step: forward and backward of the student on the pool, and D_T (6 D_T + 8 D_S)
+    operations of `net` a vector (twice forward, once backward, where the vectors get no gradient).
     """
     decay = settings.weight_decay
     optimizer = torch.optim.AdamW(net.parameters(), betas=_BETAS, weight_decay=decay)

@@ -15,9 +15,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from semalign.baselines.checks import check_model
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError
-from semalign.models.layers import Decoder, run_base, sublayer, verify_structure
+from semalign.models.layers import Decoder, run_base, sublayer
 
 Kind = Literal["ffn", "attn"]
 KINDS: tuple[Kind, ...] = ("ffn", "attn")
@@ -196,7 +197,7 @@ def check_form(decoder: Decoder, who: str) -> None:
     """Raise UserError for a model whose sublayers are not sums of columns of down_proj and o_proj.
 
     Those are: up, down, v and o projections missing (fused, or experts), a norm behind a sublayer,
-    a softcap on the logits, and residuals that are not plain sums.
+    a softcap on the logits, and what `check_model` refuses.
     """
     name = f"the {who} ({type(decoder.base).__name__})"
     for index, layer in enumerate(decoder.layers):
@@ -213,4 +214,4 @@ def check_form(decoder: Decoder, who: str) -> None:
             )
     if decoder.softcap is not None:
         raise UserError(f"{name} caps its logits; LaTen reads neurons through a plain LM head")
-    verify_structure(decoder)
+    check_model(decoder)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from semalign.baselines.checks import check_model
 from semalign.config import Seeking
 from semalign.core.losses import supervised_cross_entropy
 from semalign.errors import UserError
@@ -62,7 +63,8 @@ def sensitivity(
     Cost an example: 6 operations a weight and token. Memory: the weights, these sums, one gradient
     (each is added up and freed as soon as it is there), the activations of one example.
 
-    **Raises** `UserError` if no example has an answer. Leaves the model as it was.
+    **Raises** `UserError` if no example has an answer, and as `check_model` does. Leaves the model
+    as it was.
     """
     answered = [e for e in examples if range(len(e.ids))[e.supervised_positions]]
     if not answered:
@@ -70,6 +72,7 @@ def sensitivity(
             "data.attribution_split: no example with an answer; Seeking needs at least one"
         )
     decoder = find_decoder(model)
+    check_model(decoder)
     paths = find_modules(model, modules).values()
     whole = {model.get_submodule(path).weight for path in paths}
     totals = {
@@ -236,7 +239,8 @@ def seek(
     Cost: `sensitivity`, and a summed-area table and an SVD for each matrix, one at a time, on the
     teacher's device.
 
-    **Raises** `UserError` naming the matrix and both shapes if one of the student's is larger.
+    **Raises** `UserError` naming the matrix and both shapes if one of the student's is larger, and
+    as `sensitivity` does.
     """
     student = skeleton(student_config, trust_remote_code=trust_remote_code)
     count = _layer_count(student, teacher, settings)

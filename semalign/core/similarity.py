@@ -23,7 +23,7 @@ def linear_cka(x: Float[Tensor, "N D1"], y: Float[Tensor, "N D2"]) -> Float[Tens
 
     Kornblith et al. 2019 (section 3); float64, in 0..1, and 0 where x or y is the same in all rows.
     Cost: 2 N (D1 D2 + D1^2 + D2^2) operations and no N x N matrix where that would be the larger
-    one; with fewer rows than dimensions 2 N^2 (D1 + D2), through the Gram matrices. Differentiable.
+    one; where N is small 6 N^2 (D1 + D2), through the Gram matrices. Differentiable.
     """
     x, y = _unit(x), _unit(y)
     squares = _gram_product(x, x) * _gram_product(y, y)
@@ -55,7 +55,7 @@ def unbiased_hsic(x: Float[Tensor, "N D1"], y: Float[Tensor, "N D2"]) -> Float[T
     (tr K~ L~ + 1^T K~ 1 1^T L~ 1 / ((N-1)(N-2)) - 2 / (N-2) 1^T K~ L~ 1) / (N (N-3)).
     It does not change when columns are shifted, so they are centred first: then K 1 = 0, and with
     a, b the diagonals of K, L three sums are left: tr K~ L~ = |Y^T X|^2 - a^T b, K~ 1 = -a, and
-    L~ 1 = -b. Cost: 2 N D1 D2 operations (2 N^2 (D1 + D2) where N is small), no N x N matrix.
+    L~ 1 = -b. Cost: 2 N D1 D2 operations; where N^2 < D1 D2 2 N^2 (D1 + D2), by N x N matrices.
 
     **Raises** `UserError` for fewer than 4 rows.
     """

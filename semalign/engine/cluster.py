@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from semalign.config import AnalysisJob, Config, Evaluation, EvaluationJob
 from semalign.errors import UserError
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+
+Wanted = dict[str, tuple[float, dict[str, float]]]  # key -> (its value, CPUs and GPUs in all)
 
 
 @contextmanager
@@ -74,7 +76,27 @@ def cluster_resources() -> dict[str, float]:
     return {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU", "memory")}
 
 
-Wanted = dict[str, tuple[float, dict[str, float]]]  # key -> (its value, CPUs and GPUs in all)
+def check_sweep(configs: Sequence[Config], available: dict[str, float]) -> None:
+    """The same for the trials of a sweep, whose engines hold their GPUs from its first stage on."""
+    for config in configs:
+        check_resources(config, available)
+    held = held_gpus(configs)
+    for config in configs:
+        needed = max(resources.get("GPU", 0) for _, resources in _wanted(config).values())
+        if held and held + needed > available["GPU"] and not config.cluster.autoscaling:
+            raise UserError(
+                f"evaluation.num_gpus={config.evaluation.num_gpus:g}: the engines of a sweep hold "
+                f"{held:g} GPUs all along, and a stage needs {needed:g} beside; the cluster has "
+                f"{available['GPU']:g}; ask for fewer (cluster.autoscaling=true waits for nodes to "
+                "come)"
+            )
+
+
+def held_gpus(configs: Sequence[Config]) -> float:
+    """Of the engines that all trials share, those of each student."""
+    settings = configs[0].evaluation
+    students = {config.student for config in configs}
+    return len(students) * _engines(settings)[1]["GPU"]
 
 
 def check_resources(

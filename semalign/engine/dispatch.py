@@ -44,11 +44,15 @@ Pending = dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model to score: a base model, or a base model with a LoRA adapter in PEFT's layout."""
+    """A model to score: a base model, or a base model with a LoRA adapter in PEFT's layout.
+
+    `dtype`: to be run in, the evaluation's where it is None.
+    """
 
     name: str
     model: str
     adapter: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(eq=False)
@@ -135,15 +139,21 @@ def dispatch(
             )
             for line, name in enumerate(("generate", "judge"))
         }
-        for model in dict.fromkeys(unit.candidate.model for unit in units):
-            served = [unit for unit in units if unit.candidate.model == model]
-            shared = engines.get(model, ())
-            group = _Engines(model, served, shape, sandbox, protocol, pending, bars, shared)
+        for model, dtype in dict.fromkeys(_run_as(unit, shape) for unit in units):
+            served = [unit for unit in units if _run_as(unit, shape) == (model, dtype)]
+            shared = engines.get(model, ()) if dtype == shape.dtype else ()
+            own = dataclasses.replace(shape, dtype=dtype)
+            group = _Engines(model, served, own, sandbox, protocol, pending, bars, shared)
             stack.callback(group.close)
             group.feed()
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
             pending.pop(done[0])(done[0])
+
+
+def _run_as(unit: Unit, shape: EngineShape) -> tuple[str, str]:
+    """The model of a unit's engines, and the dtype that they run it in."""
+    return unit.candidate.model, unit.candidate.dtype or shape.dtype
 
 
 def fitted(shape: EngineShape, model: str) -> EngineShape:
@@ -157,7 +167,7 @@ def start_engines(model: str, shape: EngineShape, ranks: Sequence[int], number: 
     """Engines of a base model, with room for one adapter of any of these ranks at a time."""
     room = next(rank for rank in LORA_RANKS if rank >= max(ranks)) if ranks else None
     path, shape = str(resolve(model)), fitted(shape, model)
-    print(f"[engines] {number} for {model}, LoRA rank up to {room or 0}", flush=True)
+    print(f"[engines] {number} for {model}, {shape.dtype}, LoRA rank up to {room or 0}", flush=True)
     return [start_engine(path, shape, room) for _ in range(number)]
 
 

@@ -133,7 +133,7 @@ def _file_name(
         profile=protocol.label(task),
         model=[model_fingerprint(candidate.model), tokenizer_fingerprint(candidate.model)],
         adapter=candidate.adapter and adapter_fingerprint(candidate.adapter),
-        dtype=shape.dtype,
+        dtype=candidate.dtype or shape.dtype,
         max_model_len=shape.max_model_len,
         min_tier=sandbox.min_tier if TASKS[task].kind == "code" else None,
     )

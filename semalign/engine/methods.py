@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from semalign.baselines.laten import labelled_rows
 from semalign.core.pairing import Pair
 from semalign.engine import remote
 from semalign.engine.generation import ANYWHERE
@@ -55,8 +56,7 @@ def prepare_whole(steps: Steps) -> None:
 def seek(steps: Steps) -> Path:
     """Seeking's factors, from the attribution split: one file, whatever the seed."""
     config, inputs = steps.config, steps.inputs
-    what = config.seeking.model_dump(exclude={"dropout"})
-    tokens = inputs.attribution_teacher
+    what, tokens = config.seeking.factor_settings, inputs.attribution_teacher
     key = content_key("seeking", steps.prints, fingerprint(tokens), what, config.dtype)
     file = config.work / "factors" / f"{key}.safetensors"
     with steps.stage("seek") as notes:
@@ -81,12 +81,9 @@ def seek(steps: Steps) -> Path:
 
 def laten(steps: Steps, run: Run | None) -> Path:
     """LaTen's student, its neurons baked into the weights."""
-    config, inputs, training = steps.config, steps.inputs, steps.config.training
-    rows = {
-        "train": inputs.train,
-        "attribution": inputs.attribution,
-        "align": list(inputs.align),
-    }
+    config, inputs = steps.config, steps.inputs
+    train, align = labelled_rows(config, inputs.train, inputs.align)
+    rows = {"train": train, "attribution": inputs.attribution, "align": align}
     prints = [fingerprint(tokens) for tokens in rows.values()]
     what = config.laten.model_dump(), config.data.task, config.seed, config.dtype
     key = content_key("laten", steps.prints, prints, what)
@@ -97,8 +94,7 @@ def laten(steps: Steps, run: Run | None) -> Path:
         else:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            shape = {"num_cpus": training.cpus_per_worker, "num_gpus": float(training.use_gpu)}
-            task = remote.laten.options(scheduling_strategy=ANYWHERE, **shape)
+            task = remote.laten.options(scheduling_strategy=ANYWHERE, **steps.gpu_shape)
             measured, series = ray.get(
                 task.remote(
                     (steps.teacher, steps.student),
@@ -114,7 +110,7 @@ def laten(steps: Steps, run: Run | None) -> Path:
                 run.metrics({f"train/{name}": values for name, values in series.items()})
             remote.finish(folder, config, measured)
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        pool = min(config.laten.pool, 1 + len(inputs.align))
+        pool = min(config.laten.pool, 1 + len(align))
         notes.append(f"{found['steps']} steps of {pool} examples")
         notes.append(f"{found['trained_parameters']:,} parameters")
         notes.append(f"sha256 {found['sha256'][:16]}")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semalign.config import Config
-from semalign.engine.cluster import check_resources, cluster_resources, connect
+from semalign.engine.cluster import check_resources, check_sweep, cluster_resources, connect
 from semalign.errors import UserError
 from semalign.models.published import STAND_IN
 from semalign.report.table import new_console, terminal
@@ -28,7 +28,7 @@ def show_plan(config: Config) -> None:
     _print(config, plan)
     available = _available(config)
     check_resources(config, available)
-    _check_memory(plan.steps, available)
+    _check_memory(config, plan.steps, available)
 
 
 def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
@@ -37,7 +37,7 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
     Raises UserError when the cluster cannot hold it.
     """
     planned = trials(sweep, yes=yes)
-    plan = plan_sweep(planned)
+    plan = plan_sweep(planned, compared=sweep.compare is not None)
     console = new_console()
     console.print(terminal(sweep.description, *rows(plan)))
     _say_absent(console, plan.absent)
@@ -45,13 +45,15 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
         console.print(terminal("one transfer of each", *method_rows(plan, sweep.compare.axis)))
     if not plan.exact:
         console.print("some pairs are decided by attribution: those figures are upper bounds")
-    for config in {trial.setting: trial.config for trial in planned}.values():
-        available = _available(config)
-        check_resources(config, available)
-    _check_memory([plan.peak], available)
+    configs = {trial.setting: trial.config for trial in planned}
+    available = _available(planned[0].config)  # all trials share the cluster
+    check_sweep(list(configs.values()), available)
+    _check_memory(planned[0].config, plan.once.steps, available)
 
 
-def _check_memory(steps: Sequence[Step], available: dict[str, float]) -> None:
+def _check_memory(config: Config, steps: Sequence[Step], available: dict[str, float]) -> None:
+    if config.cluster.autoscaling:
+        return
     for step in steps:
         needed = step.memory * step.actors
         if step.gpus == 0 and needed > available["memory"]:

@@ -13,6 +13,7 @@ from semalign.report import comparison, table
 from semalign.report import sweep as report
 from semalign.report.summary import Summary
 from semalign.stages.axes import flat
+from semalign.stages.store import write_text
 from semalign.stages.trials import Trial
 from semalign.stages.trials import show as said
 
@@ -32,8 +33,8 @@ def finish(run: Run, summary: Summary, folder: Path) -> None:
     """Report, figures and the best configuration, as files and in the sweep's run."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     said_by = report if summary.sweep.compare is None else comparison
-    (folder / "report.md").write_text(said_by.markdown(summary), encoding="utf-8")
-    (folder / "trials.csv").write_text(report.csv_text(summary), encoding="utf-8")
+    write_text(folder / "report.md", said_by.markdown(summary))
+    write_text(folder / "trials.csv", report.csv_text(summary))
     drawn = report.draw(summary) if summary.sweep.compare is None else {}
     for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
@@ -46,7 +47,7 @@ def finish(run: Run, summary: Summary, folder: Path) -> None:
     states = [result.state for result in summary.results]
     run.metrics({f"trials/{state}": [states.count(state)] for state in ("finished", "failed")})
     if (chosen := summary.chosen) is not None:
-        (folder / "best.yaml").write_text(report.best_yaml(chosen.trial), encoding="utf-8")
+        write_text(folder / "best.yaml", report.best_yaml(chosen.trial))
         run.artifact(str(folder / "best.yaml"))
         for task, split in (chosen.metric, (chosen.metric[0], sweep.report.split)):
             scores = chosen.scores((task, split))

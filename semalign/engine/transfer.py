@@ -81,7 +81,11 @@ def score(config: Config, folder: Path) -> Evaluation:
 
 
 def transferred(config: Config, folder: Path) -> Candidate:
-    """What a transfer left in its folder, to be scored: an adapter, or a whole student."""
+    """What a transfer left in its folder, to be scored: an adapter, or a whole student.
+
+    LaTen's deltas are so small that only float32 keeps them.
+    """
     if (student := folder / "student").exists():
-        return Candidate(name=TRANSFERRED, model=str(student))
+        dtype = "float32" if config.method == "laten" else None
+        return Candidate(name=TRANSFERRED, model=str(student), dtype=dtype)
     return Candidate(name=TRANSFERRED, model=config.student, adapter=str(folder / "adapter"))

@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from semalign.config import Config
 from semalign.engine import sweep_recording
-from semalign.engine.cluster import check_resources, cluster_resources, connect
+from semalign.engine.cluster import check_sweep, cluster_resources, connect, held_gpus
 from semalign.engine.dispatch import start_engines, stop_engines
 from semalign.engine.evaluation import Candidate
 from semalign.engine.methods import prepare_whole
@@ -29,20 +29,20 @@ from semalign.engine.tracking import Run, recorded
 from semalign.engine.trial import (
     Engines,
     Shared,
-    ended,
     is_done,
     open_run,
     result,
     run_trial,
     stop,
 )
+from semalign.errors import Failed
 from semalign.report.summary import Key, Result, Summary, summarise
 from semalign.stages.inputs import Inputs, check_writable
 from semalign.stages.search import Point, load_optuna, suggest
 from semalign.stages.store import content_key
 from semalign.stages.sweep import Sweep
-from semalign.stages.trial_plan import share_inputs
-from semalign.stages.trials import Trial, extremes, make_trial, trials
+from semalign.stages.trial_plan import contents, share_inputs
+from semalign.stages.trials import Trial, extremes, make_trial, references, trials
 from semalign.tasks.scores import Score
 
 
@@ -60,15 +60,17 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     config = planned[0].config
     check_writable(config.work)
     how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})
-    key = content_key(sweep.name, [trial.id for trial in planned], how)
+    ids = [trial.id for trial in planned]
+    key = content_key(sweep.name, ids, how, contents(possible, inputs))
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
-        for trial in possible:
-            check_resources(trial.config, cluster_resources())
+        check_sweep([trial.config for trial in possible], cluster_resources())
         with recorded(config, key=key, name=sweep.name) as run:
             summary = _run(sweep, planned, possible, inputs, run, folder)
             sweep_recording.finish(run, summary, folder)
         sweep_recording.show(summary, folder, config, run)
+    if not any(result.state == "finished" for result in summary.results):
+        raise Failed(f"sweep {sweep.name}: no trial finished; see {folder}/report.md")
     return summary
 
 
@@ -85,7 +87,8 @@ def _run(
     tried: dict[str, Trial] = {}
     try:
         for batch in _rounds(sweep, planned, folder):
-            tried |= {trial.id: trial for trial in batch}
+            for trial in batch:
+                tried.setdefault(trial.id, trial)  # a suggestion may be the base
             todo = [trial for trial in batch if not is_done(folder, trial, sweep)]
             before = len(batch) - len(todo)
             print(f"[sweep] {len(batch)} trials, {before} finished before", flush=True)
@@ -101,15 +104,17 @@ def _run(
                     engines=engines,
                     folder=folder,
                 )
-                _tune(shared)
+                _tune(shared, slots([trial.config for trial in possible]))
         # last: the engines start while the first trials train
-        references = score_candidates(*_references(sweep, planned), engines)
+        config, models = references(planned, compared=sweep.compare is not None)
+        beside = [Candidate(name=model, model=model) for model in models]
+        found = score_candidates(config, beside, engines).scores
     finally:
         for group in engines.values():
             stop_engines(group)
     print(f"[sweep] {time.monotonic() - begin:.1f} s", flush=True)
     scores: dict[str, dict[Key, Score]] = {}
-    for (name, task, split), score in references.scores.items():
+    for (name, task, split), score in found.items():
         scores.setdefault(name, {})[task, split] = score
     results = [result(folder, trial, sweep) for trial in tried.values()]
     _end_others(run, results)
@@ -136,21 +141,6 @@ def _rounds(sweep: Sweep, planned: Sequence[Trial], folder: Path) -> Iterator[li
                 if r.state == "finished"
             ]
             scored.append((point, statistics.fmean(found) if found else None))
-
-
-def _references(sweep: Sweep, planned: Sequence[Trial]) -> tuple[Config, list[Candidate]]:
-    """The models to set beside: the student, and where methods are compared the teachers too, on
-    all their tasks.
-    """
-    config = planned[0].config
-    if sweep.compare is None:
-        return config, [Candidate(name="student", model=config.student)]
-    tasks = tuple(dict.fromkeys(trial.config.data.task for trial in planned))
-    evaluation = config.evaluation.model_copy(update={"tasks": tasks})
-    models = dict.fromkeys(trial.config.student for trial in planned)
-    models |= dict.fromkeys(trial.config.teacher for trial in planned)
-    candidates = [Candidate(name=model, model=model) for model in models]
-    return config.model_copy(update={"evaluation": evaluation}), candidates
 
 
 def prepare(planned: Sequence[Trial], inputs: Mapping[str, Inputs]) -> None:
@@ -201,15 +191,17 @@ def _start_engines(planned: Sequence[Trial]) -> Engines:
     }
 
 
-def _tune(shared: Shared) -> None:
-    """Every trial by Ray Tune; returns when all have finished, failed or been stopped."""
+def _tune(shared: Shared, together: int) -> None:
+    """Every trial by Ray Tune, so many at a time; returns when all have finished, failed or been
+    stopped.
+    """
     sweep, config = shared.sweep, next(iter(shared.trials.values())).config
     scheduler = None
     if sweep.scheduler is not None:
         asha = sweep.scheduler.asha
         scheduler = ASHAScheduler(
             time_attr="epoch",
-            max_t=max(trial.config.epochs for trial in shared.trials.values()),
+            max_t=max(asha.grace_epochs, *(t.config.epochs for t in shared.trials.values())),
             grace_period=asha.grace_epochs,
             reduction_factor=asha.reduction_factor,
         )
@@ -223,7 +215,7 @@ def _tune(shared: Shared) -> None:
             metric="score",
             mode=sweep.select.mode,
             scheduler=scheduler,
-            max_concurrent_trials=sweep.max_concurrent or slots(config),
+            max_concurrent_trials=sweep.max_concurrent or together,
             reuse_actors=scheduler is None,  # what a stopped trial has begun dies with its process
         ),
         run_config=tune.RunConfig(
@@ -250,19 +242,17 @@ def _end_others(run: Run, results: Sequence[Result]) -> None:
             own.end("FAILED")
 
 
-def slots(config: Config) -> int:
+def slots(configs: Sequence[Config]) -> int:
     """How many trials run at a time: as many as can train, and on GPUs one more, that starts or is
     scored meanwhile.
 
     The engines hold no CPU, for they mostly wait; what they hold of the GPUs is not for training.
     """
-    free = cluster_resources()
-    training, evaluation = config.training, config.evaluation
+    free, training = cluster_resources(), configs[0].training
     fit = free["CPU"] / (training.num_workers * training.cpus_per_worker)
     if not training.use_gpu:
         return max(1, int(fit))
-    taken = evaluation.num_engines * evaluation.num_gpus * evaluation.tensor_parallel_size
-    return max(1, int(min(fit, (free["GPU"] - taken) / training.num_workers))) + 1
+    return max(1, int(min(fit, (free["GPU"] - held_gpus(configs)) / training.num_workers))) + 1
 
 
 class _Progress(tune.Callback):
@@ -274,7 +264,7 @@ class _Progress(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         planned, reported = self.shared.trials[trial.config["trial"]], trial.last_result
         said = f"{100 * reported['score']:.1f}"
-        if not ended(self.shared.folder, planned, "finished").exists():
+        if reported["epoch"] < planned.config.epochs:  # the last is the trial's own report
             stop(self.shared.folder, planned, self.shared.sweep, reported)
             said += f", stopped early after epoch {reported['epoch']}"
         self._say(trial, said)

@@ -131,8 +131,11 @@ def markdown(summary: Summary) -> str:
 
 
 def csv_text(summary: Summary) -> str:
-    """One row a trial, scores as fractions; those on the report split for base and chosen only."""
+    """One row a trial, scores as fractions; where a setting is chosen, those on the report split
+    for it and the base only.
+    """
     shown = {s.trial.setting for s in (summary.base, summary.chosen) if s is not None}
+    compared = summary.sweep.compare is not None
     keys = list(dict.fromkeys(key for result in summary.results for key in result.items))
     keys = [
         key for key in keys if key[1] in (summary.sweep.select.split, summary.sweep.report.split)
@@ -147,7 +150,8 @@ def csv_text(summary: Summary) -> str:
         row = [trial.id, trial.setting, trial.label, trial.seed, trial.base, result.state]
         row += [f"{result.seconds:.1f}", result.error or ""]
         row += [show(trial.axes[name]) if name in trial.axes else "" for name in axes]
-        hidden = set() if trial.setting in shown else {summary.sweep.report.split}
+        told = compared or trial.setting in shown
+        hidden = set() if told else {summary.sweep.report.split}
         row += [
             f"{result.score(key):.6g}" if key in result.items and key[1] not in hidden else ""
             for key in keys

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
@@ -24,6 +26,8 @@ KINDS = ("uniform", "loguniform", "randint")
 FIXED = {
     "seed": "the seeds are an axis of their own, e.g. seeds: [0, 1, 2]",
     "evaluation": "all trials are scored alike; set it in base",
+    "dtype": "all trials are scored alike; set it in base",
+    "trust_remote_code": "all trials are scored alike; set it in base",
     "workdir": "all trials share it; set it in base",
     "tracking": "all trials share it; set it in base",
     "cluster": "all trials share it; set it in base",
@@ -92,6 +96,22 @@ def read_axis(name: str, given: Any, base: Config) -> Axis:
     single pair of layers of the base's two models.
     """
     where = f"axes.{name}"
+    tag = f"axis.{name}"  # in MLflow, which has its rules
+    if not re.fullmatch(r"[\w\-. :/]+", name) or posixpath.normpath(tag) != tag:
+        raise UserError(
+            f"{where}: expected a name that MLflow takes: letters, digits, spaces and . : / _ -, "
+            "but no / at its end or beside another"
+        )
+    axis = _read(where, name, given, base)
+    if "data.root" in axis.keys and base.evaluation.root is None:
+        raise UserError(
+            f"{where}: trials would be scored on the rows of their own data.root; set "
+            "evaluation.root in base, for all trials are scored alike"
+        )
+    return axis
+
+
+def _read(where: str, name: str, given: Any, base: Config) -> Axis:
     if isinstance(given, Mapping) and "cases" in given:
         return _read_cases(where, name, given)
     check_setting(name, where)

@@ -143,21 +143,35 @@ def align_step(config: Config, inputs: Inputs, teacher: Shape, student: Shape) -
 
 
 def train_step(
-    config: Config, inputs: Inputs, student: Shape, *, first: int, trained: int = 0
+    config: Config,
+    inputs: Inputs,
+    teacher: Shape,
+    student: Shape,
+    *,
+    first: int,
+    trained: int = 0,
 ) -> Step:
     """All epochs over the student's layers from `first` (from 0) on; `trained` parameters."""
-    training, size = config.training, BYTES[config.dtype]
+    training, loss, size = config.training, config.loss, BYTES[config.dtype]
     longest = max(len(example.ids) for example in inputs.train)
     supervised = sum(_width(example.supervised_positions) for example in inputs.train)
     depth = student.layers - first
     tail = depth * student.per_layer
     activations = training.micro_batch_size * longest * student.width * depth * 16
     logits = training.micro_batch_size * longest * student.vocabulary * 4
+    # both models' logits of the aligned rows, made twice, and the gradient to the student's state
+    said = (loss.gamma > 0) + (loss.alpha > 0 and loss.objective == "fisher")
+    aligned = sum(stored_rows(inputs.train, config.extraction.positions))
+    heads = said * aligned * (4.0 * (teacher.head + student.head) + 2.0 * student.head)
+    work = 4.0 * tail * length(inputs.train) + 4.0 * student.head * supervised + heads
     return Step(
         "train",
-        config.epochs * (4.0 * tail * length(inputs.train) + 4.0 * student.head * supervised),
+        config.epochs * work,
         0,
-        (tail + student.head) * size + activations * size + logits * 3 + 16 * trained,
+        (tail + student.head + loss.uses_teacher_head * teacher.head) * size
+        + activations * size
+        + logits * 3
+        + 16 * trained,
         training.num_workers,
         float(training.use_gpu),
     )
@@ -165,7 +179,7 @@ def train_step(
 
 def evaluate_step(config: Config, inputs: Inputs, *, asked: float, largest: int) -> Step:
     """`asked`: items times the weights of the model that answers, over all candidates; `largest`:
-    the weights of one.
+    bytes of the weights of one.
 
     Estimated from the training set's mean length: answers are not known yet.
     """
@@ -175,10 +189,16 @@ def evaluate_step(config: Config, inputs: Inputs, *, asked: float, largest: int)
         "evaluate",
         2.0 * asked * mean,
         0,
-        largest * BYTES[config.dtype] + int(evaluation.kv_cache_gb * 2**30),
+        largest + int(evaluation.kv_cache_gb * 2**30),
         evaluation.num_engines,
         evaluation.num_gpus * evaluation.tensor_parallel_size,
     )
+
+
+def served_bytes(config: Config, shape: Shape, *, transferred: bool = False) -> int:
+    """Of a model's weights where it answers: what LaTen leaves is run in float32."""
+    wide = transferred and config.method == "laten"
+    return shape.weights * (4 if wide else BYTES[config.dtype])
 
 
 def evaluated_items(config: Config) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from semalign.baselines.laten import neuron_counts, planned_steps
+from semalign.baselines.laten import labelled_rows, neuron_counts, planned_steps
 from semalign.config import Config
 from semalign.models.injection import count_trainable, find_modules
 from semalign.models.layers import find_decoder
@@ -67,11 +67,14 @@ def seek_step(config: Config, inputs: Inputs, teacher: Shape) -> Step:
 def translate_step(config: Config, inputs: Inputs, teacher: Shape, student: Shape) -> Step:
     """LaTen: both models beside each other, the hypernetwork with its optimiser, and the deltas of
     one example with their gradients; nothing of a delta's full size. Leaves a float32 student.
+
+    Raises UserError for more steps than there are attribution rows.
     """
     steps = planned_steps(config.laten, config.data.task, len(inputs.attribution))
-    rows = steps * config.laten.pool
-    mean = length(inputs.align) / max(1, len(inputs.align))
-    longest = max(len(example.ids) for example in (*inputs.align, *inputs.attribution))
+    _, align = labelled_rows(config, inputs.train, inputs.align)
+    rows = steps * min(config.laten.pool, 1 + len(align))
+    mean = length(align) / max(1, len(align))
+    longest = max(len(example.ids) for example in (*align, *inputs.attribution))
     activations = longest * student.width * student.layers * 16 * BYTES[config.dtype]
     weights = teacher.weights + student.weights
     both = weights * BYTES[config.dtype]
@@ -86,15 +89,28 @@ def translate_step(config: Config, inputs: Inputs, teacher: Shape, student: Shap
     )
     return Step(
         "translate",
-        4.0 * student.weights * rows * mean + 2.0 * weights * (steps + 1) * mean + neurons,
+        4.0 * student.weights * rows * mean
+        + 2.0 * weights * (steps + 1) * mean
+        + neurons
+        + _translations(config, inputs, steps),
         4 * student.weights,
         both
         + optimizer_bytes(hypernetwork_parameters(inputs))
         + 2 * delta_bytes(config, inputs)
         + activations,
         1,
-        float(config.training.use_gpu),
+        config.extraction.num_gpus,
     )
+
+
+def _translations(config: Config, inputs: Inputs, steps: int) -> float:
+    """Operations of the hypernetwork: a step takes it twice forward and once backward, to its
+    parameters alone; what is baked is translated once more.
+    """
+    theirs, ours = inputs.teacher.hidden_size, inputs.student.hidden_size
+    forward = 2.0 * theirs * (theirs + ours)
+    step = 3 * forward + 2.0 * theirs * ours
+    return moved_vectors(config, inputs) * (steps * step + forward)
 
 
 def hypernetwork_parameters(inputs: Inputs) -> int:
@@ -103,16 +119,21 @@ def hypernetwork_parameters(inputs: Inputs) -> int:
     return int(4 * (theirs * theirs + theirs * ours))
 
 
+def moved_vectors(config: Config, inputs: Inputs) -> int:
+    """How many vectors LaTen translates for one example: 96,576 at 7B."""
+    student = inputs.student
+    counts = neuron_counts(config.laten.share, student.intermediate_size, student.hidden_size)
+    return 2 * (config.laten.layers or student.num_hidden_layers) * sum(counts.values())
+
+
 def delta_bytes(config: Config, inputs: Inputs, *, dense: bool = False) -> int:
     """LaTen's deltas in float32: a vector of the student's width for each moved neuron's two
     matrices; `dense`: as matrices of the size of those that they are added to.
     """
     student: Any = inputs.student
-    counts = neuron_counts(config.laten.share, student.intermediate_size, student.hidden_size)
-    layers = config.laten.layers or student.num_hidden_layers
     if not dense:
-        return int(4 * layers * 2 * sum(counts.values()) * student.hidden_size)
-    model = skeleton(student)
+        return int(4 * moved_vectors(config, inputs) * student.hidden_size)
+    model, layers = skeleton(student), config.laten.layers
     modules = find_modules(model, ("up_proj", "down_proj", "v_proj", "o_proj"), layers=layers)
     return int(4 * sum(weight.numel() for weight in _weights(model, modules.values())))
 

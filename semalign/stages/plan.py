@@ -17,6 +17,7 @@ from semalign.stages.costs import (
     extract_step,
     length,
     prefix_step,
+    served_bytes,
     shape_of,
     stored_rows,
     train_step,
@@ -61,7 +62,7 @@ def make_plan(config: Config, inputs: Inputs, pairs: tuple[Pair, ...] | None) ->
     if config.method == "laten":
         update = translate_step(config, inputs, teacher, student)
     else:
-        update = train_step(config, inputs, student, first=first, trained=trained)
+        update = train_step(config, inputs, teacher, student, first=first, trained=trained)
     weights = 2 * student.weights + teacher.weights
     return Plan(
         teacher=teacher,
@@ -80,7 +81,9 @@ def make_plan(config: Config, inputs: Inputs, pairs: tuple[Pair, ...] | None) ->
                 config,
                 inputs,
                 asked=float(weights * evaluated_items(config)),
-                largest=max(teacher.weights, student.weights),
+                largest=max(
+                    served_bytes(config, teacher), served_bytes(config, student, transferred=True)
+                ),
             ),
         ),
     )

@@ -12,7 +12,13 @@ from semalign.baselines.seeking import Factors
 from semalign.models.adapters import full_layers, lora_on_layers, save_adapter
 from semalign.models.heads import read_lm_head
 from semalign.models.injection import exports_adapter, inject, save_injected, save_merged
-from semalign.models.layers import Decoder, drop_prefix, drop_suffix, find_decoder
+from semalign.models.layers import (
+    Decoder,
+    drop_prefix,
+    drop_suffix,
+    find_decoder,
+    verify_structure,
+)
 from semalign.models.loading import (
     Overlap,
     load_config,
@@ -58,11 +64,14 @@ def build_tail(job: TrainJob, tokens: Sequence[Tokens], device: torch.device) ->
 
 
 def _trainable(job: TrainJob) -> nn.Module:
-    """The student on the CPU, frozen but for what the job trains."""
+    """The student on the CPU, frozen but for what the job trains. Raises UserError, as
+    `verify_structure` does, for one that the losses would misread.
+    """
     student, layers = job.student, job.student_layers
     model = load_model(
         student.path, dtype=student.dtype, device=None, trust_remote_code=student.trust_remote_code
     )
+    verify_structure(find_decoder(model))
     if job.factors and job.seeking:
         seeking = job.seeking
         factors = Factors.load(Path(job.factors))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ _SCHEMA = pa.schema(
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write a Parquet file that is either whole or not there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], _SCHEMA), beside)
     beside.replace(path)
 
@@ -88,36 +89,64 @@ def read_records(path: Path) -> list[Record]:
 class Journal:
     """The records of one split while they are made: a Parquet file a judged batch, in the end one.
 
-    A run that was killed leaves its batches; the next one finds them and asks for the rest.
+    A run that was killed leaves its batches; the next one finds them and asks for the rest. Of two
+    runs that answer the same items at the same time, the first to have them all makes the file.
     """
 
     def __init__(self, file: Path, ids: Iterable[str]) -> None:
         self.file = file
         self._order = {id: index for index, id in enumerate(ids)}
         self._parts = file.with_suffix(".parts")
-        self._records: list[Record] = []
+        self._records: dict[str, list[Record]] = {}  # by item
         if not file.exists():
             for part in sorted(self._parts.glob("[0-9]*.parquet")):
-                self._records += read_records(part)
+                self._keep(_read_part(part))
 
     def missing(self) -> list[int]:
         """Indices of the items that have no records yet."""
         if self.file.exists():
             return []
-        there = {record.id for record in self._records}
-        return [index for id, index in self._order.items() if id not in there]
+        return [index for id, index in self._order.items() if id not in self._records]
 
     def add(self, records: Sequence[Record]) -> None:
         """Keep the records of some items; the last ones make the file whole."""
-        self._parts.mkdir(parents=True, exist_ok=True)
-        first = self._order[records[0].id]
-        write_records(self._parts / f"{first:06}.parquet", records)
-        self._records += records
-        if not self.missing():
-            rows = sorted(self._records, key=lambda r: (self._order[r.id], r.sample))
-            write_records(self.file, rows)
-            shutil.rmtree(self._parts, ignore_errors=True)  # another run may have ended it too
-            self._records = []
+        if self.file.exists():  # another run was sooner
+            return
+        self._keep(records)
+        self._write_part(records)
+        if self._records.keys() >= self._order.keys() and not self.file.exists():
+            rows = itertools.chain.from_iterable(self._records[id] for id in self._order)
+            write_records(self.file, list(rows))
+        if self.file.exists():
+            shutil.rmtree(self._parts, ignore_errors=True)  # another run may remove it too
+            self._records = {}
+
+    def _keep(self, records: Iterable[Record]) -> None:
+        """Of items that are new; those of an item are always together."""
+        found: dict[str, list[Record]] = {}
+        for record in records:
+            found.setdefault(record.id, []).append(record)
+        for id, samples in found.items():
+            self._records.setdefault(id, sorted(samples, key=lambda record: record.sample))
+
+    def _write_part(self, records: Sequence[Record]) -> None:
+        name = f"{self._order[records[0].id]:06}-{uuid.uuid4().hex}.parquet"
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            write_records(self._parts / name, records)
+        except FileNotFoundError:
+            if not self.file.exists():  # else another run has ended, and removed the folder
+                raise
+
+
+def _read_part(part: Path) -> list[Record]:
+    """None of a file that another run, which has ended, has removed."""
+    try:
+        return read_records(part)
+    except UserError:
+        if part.exists():
+            raise
+        return []
 
 
 def item_scores(records: Iterable[Record], *, k: int = 1) -> dict[str, float]:

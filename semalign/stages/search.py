@@ -24,8 +24,8 @@ def load_optuna() -> Any:
         import optuna
     except ImportError:
         raise UserError(
-            "search=optuna: optuna is not installed; pip install 'semalign[search]', or leave "
-            "search out to draw at random"
+            "search=optuna: optuna is not installed; pip install -e '.[search]', or leave search "
+            "out to draw at random"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -78,9 +79,10 @@ class ActivationStore:
             both = [(n, str(found.get(n))[:12], str(wanted.get(n))[:12]) for n in names]
             what = "; ".join(f"{name}: has {has}, wanted {want}" for name, has, want in both)
             raise UserError(f"{path}: this store does not fit the request ({what})")
-        self.columns: dict[str, list[dict[str, Any]]] = (
-            _read_json(path / "manifest.json") or {"columns": {}}
-        )["columns"]
+        self.columns = self._read_columns()
+
+    def _read_columns(self) -> dict[str, list[dict[str, Any]]]:
+        return dict((_read_json(self.path / "manifest.json") or {"columns": {}})["columns"])
 
     def shard_path(self, column: Column, shard: int) -> Path:
         return self.path / str(column) / f"{shard:05d}.safetensors"
@@ -105,13 +107,16 @@ class ActivationStore:
         """Write rows (positions, D), beside and renamed."""
         target = self.shard_path(column, shard)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        beside = _beside(target)
         tensor = rows.to(DTYPES[self.identity.dtype]).contiguous().cpu()
         save_file({"rows": tensor}, str(beside))
         beside.replace(target)
 
     def commit(self, columns: Iterable[Column]) -> None:
-        """List whole columns in the manifest, with checksums; reads each shard once."""
+        """List whole columns in the manifest, with checksums; reads each shard once. What others
+        have listed meanwhile stays.
+        """
+        new: dict[str, list[dict[str, Any]]] = {}
         for column in sorted(set(columns)):
             if str(column) in self.columns:
                 continue
@@ -122,13 +127,17 @@ class ActivationStore:
                 shards.append(
                     {"file": file.name, "rows": rows, "width": width, "sha256": sha256(file)}
                 )
-            self.columns[str(column)] = shards
-        manifest = {
-            "layer_numbers": "from 0",
-            "identity": asdict(self.identity),
-            "columns": self.columns,
-        }
-        write_json(self.path / "manifest.json", manifest)
+            new[str(column)] = shards
+        if not new:
+            return
+        with FileLock(self.path / ".manifest.lock"):
+            self.columns = self._read_columns() | new
+            manifest = {
+                "layer_numbers": "from 0",
+                "identity": asdict(self.identity),
+                "columns": self.columns,
+            }
+            write_json(self.path / "manifest.json", manifest)
 
     def verify(self, columns: Iterable[Column]) -> None:
         """Compare every shard with its checksum; UserError names the first file that differs."""
@@ -233,16 +242,26 @@ def content_key(*parts: Any) -> str:
 
 
 def write_json(file: Path, value: Any) -> None:
+    """As `write_text`, sorted by key."""
+    write_text(file, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside = _beside(file)
+        beside.write_text(text, encoding="utf-8")
         beside.replace(file)
     except OSError as error:
         raise UserError(
             f"{file}: cannot be written ({error.strerror}); choose another workdir"
         ) from None
+
+
+def _beside(file: Path) -> Path:
+    """A name that no other writer has, on whichever machine."""
+    return file.with_name(f".{file.name}.{uuid.uuid4().hex}")
 
 
 def _read_json(file: Path) -> Any:

@@ -66,7 +66,7 @@ class Compare(Settings):
     """
 
     axis: str
-    control: str
+    control: Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 class Asha(Settings):
@@ -136,12 +136,12 @@ def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         sweep: Sweep = validate(tree, Sweep)  # type: ignore[type-var]
         if sweep.compare is not None:
             _check_compared(sweep, base)
-            return sweep
-        metric = sweep.select.metric or base.data.task
-        select = sweep.select.model_copy(update={"metric": metric})
-        sweep = sweep.model_copy(update={"select": select})
+        else:
+            metric = sweep.select.metric or base.data.task
+            select = sweep.select.model_copy(update={"metric": metric})
+            sweep = sweep.model_copy(update={"select": select})
+            _check_scores(sweep, base)
         _check_draws(sweep)
-        _check_scores(sweep, base)
     return sweep
 
 
@@ -165,6 +165,8 @@ def _choose_models(tree: dict[str, Any], overrides: list[str]) -> list[str]:
     sets = tree.pop("models", {})
     if not isinstance(sets, Mapping):
         raise UserError(f"models={sets!r}: expected {{name: {{base: settings, axes: axes}}}}")
+    for name, given in sets.items():
+        _check_models(f"models.{name}", given)
     for asked in (text for text in overrides if text.startswith("models=")):
         name = asked.removeprefix("models=")
         if name not in sets:
@@ -174,6 +176,17 @@ def _choose_models(tree: dict[str, Any], overrides: list[str]) -> list[str]:
         tree["base"] = flat(tree["base"]) | flat(chosen["base"])
         tree["axes"] = {**tree["axes"], **chosen["axes"]}
     return [text for text in overrides if not text.startswith("models=")]
+
+
+def _check_models(where: str, given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}={given!r}: expected {{base: settings, axes: axes}}")
+    for section, settings in given.items():
+        if section not in ("base", "axes"):
+            hint = nearest(str(section), ("base", "axes"))
+            raise UserError(f"{where}.{section}: unknown key; {hint}")
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{where}.{section}={settings!r}: expected a mapping of settings")
 
 
 def _apply(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -225,13 +238,14 @@ def _check_draws(sweep: Sweep) -> None:
 def _check_compared(sweep: Sweep, base: Config) -> None:
     assert sweep.compare is not None
     grids = {axis.name: axis for axis in sweep.grids}
-    if (axis := grids.get(sweep.compare.axis)) is None:
+    if sweep.compare.axis not in grids:
         hint = nearest(sweep.compare.axis, grids) if grids else "the sweep has no grid axis"
         raise UserError(f"compare.axis={sweep.compare.axis}: {hint}")
-    names = [str(option.value) for option in axis.options]
-    if sweep.compare.control not in names:
-        hint = nearest(sweep.compare.control, names)
-        raise UserError(f"compare.control={sweep.compare.control}: {hint}")
+    if sweep.search == "optuna":
+        raise UserError(
+            "search=optuna: a comparison chooses nothing, and its scores are the report split's; "
+            "leave it out"
+        )
     if sweep.scheduler is not None:
         raise UserError("scheduler: what is compared is trained to the end; leave it out")
     if sweep.report.split not in base.evaluation.splits:

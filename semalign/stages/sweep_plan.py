@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+from semalign.config import Config
 from semalign.stages.costs import (
     BYTES,
     Step,
@@ -17,6 +18,7 @@ from semalign.stages.costs import (
     attribute_step,
     evaluate_step,
     evaluated_items,
+    served_bytes,
     similarity_step,
     train_step,
 )
@@ -24,7 +26,7 @@ from semalign.stages.inputs import Inputs
 from semalign.stages.method_costs import seek_step, trained_parameters, translate_step
 from semalign.stages.store_plan import StorePlan, extractions, groups, prefixes
 from semalign.stages.trial_plan import TrialPlan, plan_trials, share_inputs
-from semalign.stages.trials import Trial
+from semalign.stages.trials import Trial, references
 
 RATE = 1e14  # operations a second, to say operations in hours of a GPU: a round assumption
 
@@ -60,17 +62,13 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """The sweep, `once`, against `naive`: each trial as a transfer of its own from a clean state.
-
-    `lora_rank`: the largest that an engine of the student must hold, None without LoRA.
-    """
+    """The sweep, `once`, and its trials one by one, `naive`: each a transfer from a clean state."""
 
     trials: int
     settings: int
     seeds: int
     extractions: tuple[StorePlan, ...]
     prefixes: tuple[StorePlan, ...]
-    lora_rank: int | None
     once: Totals
     naive: Totals
     plans: tuple[TrialPlan, ...]
@@ -92,31 +90,33 @@ class SweepPlan:
         return max(self.once.steps, key=lambda step: step.memory)
 
 
-def plan_sweep(trials: Sequence[Trial], inputs: Mapping[str, Inputs] | None = None) -> SweepPlan:
-    """Plan all trials together. `inputs` by trial id are read (`share_inputs`) unless given.
+def plan_sweep(
+    trials: Sequence[Trial], inputs: Mapping[str, Inputs] | None = None, *, compared: bool = False
+) -> SweepPlan:
+    """Plan all trials together, `compared` where their sweep chooses nothing. `inputs` by trial id
+    are read (`share_inputs`) unless given.
 
     Raises UserError for whatever a trial's inputs lack.
     """
     plans = plan_trials(trials, share_inputs(trials, planned=True) if inputs is None else inputs)
-    ranks = [rank for plan in plans if (rank := plan.config.adapter_rank) is not None]
+    transfers = [_totals([p], (p.config, [p.config.student, p.config.teacher])) for p in plans]
     return SweepPlan(
         trials=len(plans),
         settings=len({plan.trial.setting for plan in plans}),
         seeds=len({plan.trial.seed for plan in plans}),
         extractions=extractions(plans),
         prefixes=prefixes(plans),
-        lora_rank=max(ranks, default=None),
-        once=_totals(plans, teacher=False),
-        naive=_sum([_totals([plan], teacher=True) for plan in plans]),
+        once=_totals(plans, references(trials, compared=compared)),
+        naive=_sum(transfers),
         plans=tuple(plans),
         absent=tuple(dict.fromkeys(path for plan in plans for path in plan.inputs.absent)),
     )
 
 
-def _totals(plans: list[TrialPlan], *, teacher: bool) -> Totals:
+def _totals(plans: list[TrialPlan], beside: tuple[Config, Iterable[str]]) -> Totals:
     """Of trials that share all that they can.
 
-    A transfer scores student, teacher and result; a sweep the student and the results.
+    `beside`: the models that are scored with the results, and the settings by which they are.
     """
     attributions = [group[0] for group in groups(plans, "attribution")]
     similarities = [group[0] for group in groups(plans, "similarity")]
@@ -124,14 +124,18 @@ def _totals(plans: list[TrialPlan], *, teacher: bool) -> Totals:
     factors = [group[0] for group in groups(plans, "factors")]
     trainings = [group[0] for group in groups(plans, "training")]
     said, inputs = extractions(plans), prefixes(plans)
-    first, models = plans[0], {plan.config.student for plan in plans}
-    served = [(first, first.student), *((plan, plan.student) for plan in trainings)]
-    if teacher:
-        models.add(first.config.teacher)
-        served.append((first, first.teacher))
-    items = [evaluated_items(plan.config) for plan, _ in served]
-    asked = sum(n * shape.weights for n, (_, shape) in zip(items, served, strict=True))
-    largest = max(shape.weights for _, shape in served)
+    shapes = {plan.config.teacher: plan.teacher for plan in plans}
+    shapes |= {plan.config.student: plan.student for plan in plans}
+    config, models = beside
+    first, alone = plans[0], {*models, *(plan.config.student for plan in plans)}
+    bare = [(config, shapes[model]) for model in dict.fromkeys(models)]
+    made = [(plan.config, plan.student) for plan in trainings]
+    items = [evaluated_items(settings) for settings, _ in bare + made]
+    asked = sum(n * shape.weights for n, (_, shape) in zip(items, bare + made, strict=True))
+    largest = max(
+        *(served_bytes(*each) for each in bare),
+        *(served_bytes(*each, transferred=True) for each in made),
+    )
     steps = (
         *(attribute_step(plan.config, plan.inputs, plan.teacher) for plan in attributions),
         *(similarity_step(p.config, p.inputs, p.teacher, p.student) for p in similarities),
@@ -141,7 +145,7 @@ def _totals(plans: list[TrialPlan], *, teacher: bool) -> Totals:
         *map(_training, trainings),
         evaluate_step(first.config, first.inputs, asked=float(asked), largest=largest),
     )
-    engines = len(models) + sum(plan.whole for plan in trainings)
+    engines = len(alone) + sum(plan.whole for plan in trainings)
     return Totals(
         attributions=len(attributions),
         extractions=len(said),
@@ -170,7 +174,7 @@ def _training(plan: TrialPlan) -> Step:
         return translate_step(config, inputs, plan.teacher, plan.student)
     first = plan.first if isinstance(plan.first, int) else 0
     trained = trained_parameters(config, inputs, plan.layers)
-    step = train_step(config, inputs, plan.student, first=first, trained=trained)
+    step = train_step(config, inputs, plan.teacher, plan.student, first=first, trained=trained)
     return replace(step, disk=plan.whole * plan.student.weights * BYTES[config.dtype])
 
 
@@ -233,7 +237,8 @@ def method_rows(plan: SweepPlan, axis: str) -> tuple[list[str], list[list[str]]]
     head = [axis, "trained", "disk", "GPU-hours", "largest actor"]
     body = []
     for name, own in first.items():
-        steps = [step for step in _totals([own], teacher=False).steps if step.name != "evaluate"]
+        whole = _totals([own], (own.config, [own.config.student]))
+        steps = [step for step in whole.steps if step.name != "evaluate"]
         largest = max(steps, key=lambda step: step.memory)
         body.append(
             [

@@ -12,13 +12,16 @@ from typing import Any
 
 from semalign.config import Config
 from semalign.core.pairing import Pair, code_index
+from semalign.models.loading import model_fingerprint
 from semalign.stages.align import teacher_columns
 from semalign.stages.costs import Shape, shape_of
-from semalign.stages.data import Tokens, fingerprint
+from semalign.stages.data import Tokens, data_root, fingerprint
+from semalign.stages.evaluate import chosen_protocol
 from semalign.stages.inputs import Inputs, check_layers, load_inputs
 from semalign.stages.plan import known_pairs
 from semalign.stages.store import content_key
 from semalign.stages.trials import Trial
+from semalign.tasks import load_split
 
 # Strategies that take what the critical teacher layer itself says, and those that train student
 # layer k-dagger of the critical layer (core/pairing.py).
@@ -113,6 +116,26 @@ def _inputs_key(config: Config) -> str:
     )
 
 
+def contents(trials: Sequence[Trial], inputs: Mapping[str, Inputs]) -> list[str]:
+    """Fingerprints of what the settings of trials only name: models, rows, questions, protocols.
+
+    Reads every weight once per process: about a minute for 26 GB.
+    """
+    configs, prints = [trial.config for trial in trials], _once(fingerprint)
+    models = {model_fingerprint(m) for c in configs for m in (c.teacher, c.student)}
+    owns = [inputs[trial.id] for trial in trials]
+    rows = {prints(tokens) for own in owns for tokens in (own.train, own.attribution, own.align)}
+    asked = {
+        (config.evaluation.root or config.data.root, task, split)
+        for config in configs
+        for task in config.evaluation.tasks
+        for split in config.evaluation.splits
+    }
+    questions = {content_key(load_split(data_root(root), *named)) for root, *named in asked}
+    protocols = {chosen_protocol(config.evaluation).hash for config in configs}
+    return [text for found in (models, rows, questions, protocols) for text in sorted(found)]
+
+
 def plan_trials(trials: Sequence[Trial], inputs: Mapping[str, Inputs]) -> list[TrialPlan]:
     """What each trial needs, given the inputs that they share."""
     prints: Callable[[list[Tokens]], str] = _once(fingerprint)
@@ -189,7 +212,6 @@ def _whole(
     """Of a method that pairs no layers: nothing is stored before the training."""
     config = trial.config
     seeds = config.teacher, config.student, prints(inputs.attribution_teacher), config.dtype
-    seeking = config.seeking.model_dump(exclude={"dropout"})
     return TrialPlan(
         trial=trial,
         inputs=inputs,
@@ -203,7 +225,9 @@ def _whole(
         store=None,
         prefix=None,
         map=None,
-        factors=content_key(seeds, seeking) if config.method == "seeking" else None,
+        factors=content_key(seeds, config.seeking.factor_settings)
+        if config.method == "seeking"
+        else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -63,24 +63,56 @@ def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
     for point, seed in itertools.product(points(sweep), sweep.seeds):
         trial = make_trial(sweep, point, seed)
         found.setdefault(trial.id, replace(trial, base=trial.setting == base[0].setting))
-    compared = sweep.compare is not None  # then the control is what all are set beside
-    missing = {trial.id: trial for trial in base if trial.id not in found and not compared}
+    if sweep.compare is not None:  # then the control is what all are set beside
+        _check_control(sweep, found.values())
+        return [*found.values()]
+    missing = {trial.id: trial for trial in base if trial.id not in found}
     return [*(missing | found).values()]
 
 
-def extremes(sweep: Sweep) -> list[Trial]:
-    """The base with each option of each axis, and both ends of each range: what a search may ask
-    for at most, axis by axis.
-    """
-    found = [make_trial(sweep, {}, sweep.seeds[0])]
-    for axis in sweep.axes:
-        ends = (
-            [axis.option(axis.low), axis.option(axis.high)]
-            if isinstance(axis, Range)
-            else axis.options
+def _check_control(sweep: Sweep, found: Iterable[Trial]) -> None:
+    assert sweep.compare is not None
+    names = {show(trial.axes[sweep.compare.axis]) for trial in found}
+    if sweep.compare.control not in names:
+        hint = nearest(sweep.compare.control, names)
+        raise UserError(
+            f"sweep {sweep.name}: compare.control={sweep.compare.control}: no trial has it; {hint}"
         )
-        found += [make_trial(sweep, {axis.name: end}, sweep.seeds[0]) for end in ends]
-    return found
+
+
+def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, list[str]]:
+    """The models to set beside, and how they are scored: the student, and where methods are
+    compared the teachers too, on all their tasks.
+    """
+    config = planned[0].config
+    if not compared:
+        return config, [config.student]
+    tasks = tuple(dict.fromkeys(trial.config.data.task for trial in planned))
+    evaluation = config.evaluation.model_copy(update={"tasks": tasks})
+    models = dict.fromkeys(trial.config.student for trial in planned)
+    models |= dict.fromkeys(trial.config.teacher for trial in planned)
+    return config.model_copy(update={"evaluation": evaluation}), [*models]
+
+
+def extremes(sweep: Sweep) -> list[Trial]:
+    """What a search may ask for at most: the base, also with each option of an axis and each end of
+    a range; and every point of the grid with each end of a range of whole numbers, such as a rank,
+    the other ranges at their middle.
+    """
+    alone = [{axis.name: option} for axis in sweep.grids for option in axis.options]
+    alone += [end for axis in sweep.ranges for end in _ends(axis)]
+    middle = {
+        axis.name: axis.option(axis.rounded((axis.low + axis.high) / 2)) for axis in sweep.ranges
+    }
+    whole = [end for axis in sweep.ranges if axis.kind == "randint" for end in _ends(axis)]
+    joined = [
+        _in_order(sweep, fixed | middle | end) for fixed in _grid(sweep) for end in whole or [{}]
+    ]
+    return [make_trial(sweep, point, sweep.seeds[0]) for point in ({}, *alone, *joined)]
+
+
+def _ends(axis: Range) -> list[dict[str, Option]]:
+    return [{axis.name: axis.option(axis.rounded(end))} for end in (axis.low, axis.high)]
 
 
 def points(sweep: Sweep) -> Iterator[dict[str, Option]]:
@@ -91,14 +123,22 @@ def points(sweep: Sweep) -> Iterator[dict[str, Option]]:
     if sweep.search == "optuna":
         random = Random(f"{sweep.name}/grid")
         for draw in draws:
-            chosen = {axis.name: random.choice(axis.options) for axis in sweep.grids} | draw
-            yield {axis.name: chosen[axis.name] for axis in sweep.axes}
+            fixed = {axis.name: random.choice(axis.options) for axis in sweep.grids}
+            yield _in_order(sweep, fixed | draw)
         return
-    for options in itertools.product(*(axis.options for axis in sweep.grids)):
-        fixed = {axis.name: option for axis, option in zip(sweep.grids, options, strict=True)}
+    for fixed in _grid(sweep):
         for draw in draws:
-            chosen = fixed | draw
-            yield {axis.name: chosen[axis.name] for axis in sweep.axes}
+            yield _in_order(sweep, fixed | draw)
+
+
+def _grid(sweep: Sweep) -> Iterator[dict[str, Option]]:
+    for options in itertools.product(*(axis.options for axis in sweep.grids)):
+        yield {axis.name: option for axis, option in zip(sweep.grids, options, strict=True)}
+
+
+def _in_order(sweep: Sweep, point: Mapping[str, Option]) -> dict[str, Option]:
+    """In the order of the axes, of which the later wins."""
+    return {axis.name: point[axis.name] for axis in sweep.axes}
 
 
 def _draws(sweep: Sweep) -> list[dict[str, Option]]:
@@ -158,4 +198,6 @@ def show(value: Any) -> str:
     """A value of an axis for people: `0.1`, `dual`, `[[6,4]]`."""
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), default=str)  # YAML has dates

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from semalign import zoo
-from semalign.baselines import laten_neurons
+from semalign.baselines import laten_hypernet, laten_neurons
 from semalign.baselines.laten import Transfer, bake, neuron_counts, planned_steps, transfer
 from semalign.baselines.laten_hypernet import (
     Delta,
@@ -27,7 +29,7 @@ from semalign.baselines.laten_hypernet import (
 )
 from semalign.baselines.laten_neurons import (
     Located,
-    Reader,
+    LogitLens,
     best_neurons,
     layer_scores,
     locate,
@@ -106,10 +108,10 @@ def test_scores_and_choices_equal_the_literal_ones(
     s = literal.scale(readout, eps)
     expected_layers = literal.layer_scores(s, QUERY.target)
     expected = literal.neuron_scores(s, QUERY.target)
-    reader, seen = Reader.of(decoder), trace(decoder, QUERY)
-    scale = reader.scale(seen, readout)
+    lens, seen = LogitLens.of(decoder), trace(decoder, QUERY)
+    scale = lens.scale(seen, readout)
     assert float(scale) == pytest.approx(s, rel=1e-5)
-    found = layer_scores(reader, seen, scale)
+    found = layer_scores(lens, seen, scale)
     chosen = locate(model, [QUERY], num_layers=2, counts=COUNTS, readout=readout)[0]
     for kind in KINDS:
         assert found[kind].tolist() == pytest.approx(expected_layers[kind], abs=2e-5)
@@ -117,7 +119,7 @@ def test_scores_and_choices_equal_the_literal_ones(
         assert list(chosen[kind].layers) == layers
         for layer, neurons in zip(layers, chosen[kind].chosen.tolist(), strict=True):
             scores = neuron_scores(
-                reader,
+                lens,
                 output_weight(decoder, layer, kind),
                 base=seen.base(kind)[layer][None],
                 coefficients=seen.coefficients[kind][layer][None],
@@ -151,23 +153,23 @@ def test_what_neurons_add_up_to(family: str) -> None:
 def test_the_correct_readout_of_the_last_state_is_the_models(family: str) -> None:
     model = other_norms(family)
     decoder = find_decoder(model)
-    reader, seen = Reader.of(decoder), trace(decoder, QUERY)
+    lens, seen = LogitLens.of(decoder), trace(decoder, QUERY)
     expected = model(torch.tensor([QUERY.ids])).logits[0, -1]
-    found = reader.logits(seen.last, reader.scale(seen, "correct"))
+    found = lens.logits(seen.last, lens.scale(seen, "correct"))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
-    coded = reader.logits(seen.last, reader.scale(seen, "as_coded"))
+    coded = lens.logits(seen.last, lens.scale(seen, "as_coded"))
     assert (coded - expected).abs().max() > 0.1
 
 
 def test_a_silent_neuron_scores_nothing_and_ties_go_to_the_first() -> None:
     decoder = find_decoder(shared_model("llama"))
-    reader, seen = Reader.of(decoder), trace(decoder, QUERY)
+    lens, seen = LogitLens.of(decoder), trace(decoder, QUERY)
     scores = neuron_scores(
-        reader,
+        lens,
         output_weight(decoder, 1, "ffn"),
         base=seen.base("ffn")[1][None],
         coefficients=torch.zeros(1, 40),
-        scales=reader.scale(seen, "correct")[None],
+        scales=lens.scale(seen, "correct")[None],
         targets=[QUERY.target],
     )
     assert scores.abs().max() < 1e-6
@@ -230,6 +232,8 @@ def test_sizes_of_the_paper() -> None:
     assert [planned_steps(Laten(), task, 20) for task in ("humaneval", "mbpp")] == [3, 8]
     assert planned_steps(Laten(steps=5), "mmlu", 20) == 5
     assert planned_steps(Laten(), "mbpp", 6) == 6
+    with pytest.raises(UserError, match=r"laten.steps=50: expected at most 32, one for each row"):
+        planned_steps(Laten(steps=50), "mmlu", 32)
 
 
 @pytest.mark.parametrize("cycle", [1, 2, 5, 9, 11, 20, 32, 128])
@@ -265,13 +269,13 @@ class Case:
     teacher: nn.Module
     student: nn.Module
     net: nn.ModuleDict
-    there: Located
-    here: Located
+    teacher_neurons: Located
+    student_neurons: Located
 
     @property
     def wanted(self) -> list[Any]:
         decoders = find_decoder(self.teacher), find_decoder(self.student)
-        return moves(*decoders, self.there, self.here)
+        return moves(*decoders, self.teacher_neurons, self.student_neurons)
 
 
 def make_case(family: str = "llama", *, std: float = 0.15, seed: int = 0) -> Case:
@@ -292,8 +296,11 @@ def make_case(family: str = "llama", *, std: float = 0.15, seed: int = 0) -> Cas
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    (there,), (here,) = locate(teacher, [query], **shape), locate(student, [query], **shape)
-    return Case(teacher, student, net, there, here)
+    (teacher_neurons,), (student_neurons,) = (
+        locate(teacher, [query], **shape),
+        locate(student, [query], **shape),
+    )
+    return Case(teacher, student, net, teacher_neurons, student_neurons)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -307,7 +314,7 @@ def test_baked_is_hooked_is_dense(family: str) -> None:
         with injected(decoder, deltas):
             hooked = case.student(ids).logits
         added, penalty = reference.dense_deltas(
-            case.net, case.teacher, case.student, case.there, case.here
+            case.net, case.teacher, case.student, case.teacher_neurons, case.student_neurons
         )
         weights = {k: p + added.get(k, 0) for k, p in case.student.named_parameters()}
         dense = torch.func.functional_call(case.student, weights, (ids,)).logits
@@ -333,6 +340,16 @@ def test_query_heads_that_share_a_value_head_add_up() -> None:
         for move in case.wanted
         if move.name == "v_proj"
     )  # so the tests above met it
+    repeated = torch.tensor([7, 3, 7, 0, 3, 7])
+    once, summing = laten_hypernet._each_once(repeated)
+    assert once.tolist() == [0, 3, 7]
+    values = torch.randn(6, generator=torch.manual_seed(0))
+    torch.testing.assert_close(
+        torch.zeros(9).index_add(0, once, values @ summing),
+        torch.zeros(9).index_add(0, repeated, values),
+    )
+    same, nothing = laten_hypernet._each_once(repeated[:2])
+    assert same.tolist() == [7, 3] and nothing is None  # rows keep their order
 
 
 def test_nothing_added_is_the_student_to_the_bit(tmp_path: Path) -> None:
@@ -394,7 +411,10 @@ def test_steps_equal_whole_matrices_and_plain_autograd() -> None:
         literal,
         case.teacher,
         case.student,
-        [(case.there, case.here), (second.there, second.here)],
+        [
+            (case.teacher_neurons, case.student_neurons),
+            (second.teacher_neurons, second.student_neurons),
+        ],
         pools,
         cycle=6,
         lr=3e-3,
@@ -418,7 +438,7 @@ def test_gradients_reach_the_hypernetwork_alone() -> None:
     total = torch.zeros(())
     for row in align:
         added, size = reference.dense_deltas(
-            literal, case.teacher, case.student, case.there, case.here
+            literal, case.teacher, case.student, case.teacher_neurons, case.student_neurons
         )
         weights = {k: p + added.get(k, 0) for k, p in case.student.named_parameters()}
         total = total + reference.answer_loss(case.student, weights, row) + 10.0 * size
@@ -429,6 +449,15 @@ def test_gradients_reach_the_hypernetwork_alone() -> None:
     frozen = [*case.student.parameters(), *case.teacher.parameters()]
     assert all(parameter.grad is None for parameter in frozen)
     assert count_hooks(case.student) == 0
+
+
+def test_operations_of_the_hypernetwork() -> None:
+    case = make_case()
+    with FlopCounterMode(display=False) as counted:
+        accumulate(case.net, find_decoder(case.student), case.wanted, [], 1.0)
+    vectors = sum(len(move.index) for move in case.wanted)
+    assert vectors == 2 * 2 * (6 + 20)
+    assert counted.get_total_flops() == vectors * 48 * (6 * 48 + 8 * 32)
 
 
 class Largest(TorchDispatchMode):
@@ -452,15 +481,18 @@ def test_no_matrix_of_the_modules_size_is_ever_made() -> None:
     teacher, student = (make_model("llama", seed=seed, **wide) for seed in (1, 2))
     query = Query("q", QUERY.ids, QUERY.target)
     shape = {"num_layers": 2, "counts": {"ffn": 20, "attn": 6}}
-    (there,), (here,) = locate(teacher, [query], **shape), locate(student, [query], **shape)
-    wanted = moves(find_decoder(teacher), find_decoder(student), there, here)
+    (teacher_neurons,), (student_neurons,) = (
+        locate(teacher, [query], **shape),
+        locate(student, [query], **shape),
+    )
+    wanted = moves(find_decoder(teacher), find_decoder(student), teacher_neurons, student_neurons)
     net = hypernetwork(64, 64)
     initialise(net, 0)
     with Largest(teacher, student) as largest:
         accumulate(net, find_decoder(student), wanted, rows(2, seed=1), 1000.0)
     assert largest.numel == 9 * 2048  # the activations of 9 tokens; a delta would be 64 * 2048
     with Largest(teacher, student) as largest:
-        reference.dense_deltas(net, teacher, student, there, here)
+        reference.dense_deltas(net, teacher, student, teacher_neurons, student_neurons)
     assert largest.numel == 64 * 2048
 
 
@@ -563,6 +595,7 @@ def test_fewer_layers_and_bfloat16() -> None:
         ({"align_rows": 0}, r"split align: no rows; LaTen needs"),
         ({"attribution_rows": 0}, r"split attribution: no rows"),
         ({"cycle": 1, "steps": 2}, r"laten.cycle=1: expected at least the 2 steps"),
+        ({"steps": 4}, r"laten.steps=4: expected at most 3, .* row of data.attribution_split"),
         ({"layers": 5}, r"laten.layers: 5 layers .*, the student has 1\.\.4"),
         ({"share": 0.001}, r"laten.share: 0 ffn neurons .*, the student has 1\.\.256"),
     ],
@@ -596,6 +629,12 @@ def test_models_of_another_form_or_size_are_refused() -> None:
         broken.lm_head.weight[5] = torch.inf
     with pytest.raises(UserError):
         locate(broken, [QUERY], **shape)
+
+
+def test_offloaded_models_are_refused() -> None:
+    model = accelerate.cpu_offload(make_model("llama"))
+    with pytest.raises(UserError, match=r"^extraction.device_map: part of the model is offloaded"):
+        locate(model, [QUERY], num_layers=2, counts=COUNTS)
 
 
 def test_half_precision_and_a_lost_loss_are_refused() -> None:

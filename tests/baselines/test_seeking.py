@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from semalign import zoo
@@ -299,6 +301,13 @@ def test_what_cannot_be_sought_is_refused() -> None:
             seek(tiny(), tinier_config(), examples, Seeking(), EVERY_SHARED)
     with pytest.raises(UserError, match="did you mean 'up_proj'"):
         seek(tiny(), tinier_config(), EXAMPLES, Seeking(modules=("up_prj",)), EVERY_SHARED)
+    scaled = transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**TINY, **ONE_KV, num_hidden_layers=4, logits_scaling=4.0)
+    )
+    with pytest.raises(UserError, match="GraniteModel: the LM head does not turn"):
+        seek(scaled.eval(), tinier_config(), EXAMPLES, Seeking(), EVERY_SHARED)
+    with pytest.raises(UserError, match=r"^extraction.device_map: part of the model is offloaded"):
+        sensitivity(accelerate.cpu_offload(tiny()), EXAMPLES, MODULES)
     nothing = (torch.tensor([], dtype=torch.long),) * 2
     with pytest.raises(UserError, match="lm_head needs tokens that both"):
         seek(tiny(), tinier_config(), EXAMPLES, Seeking(modules=("lm_head",)), nothing)

@@ -1,4 +1,6 @@
-"""EQUATIONS.md names functions and tests that exist, and every formula of core."""
+"""EQUATIONS.md names functions and tests that exist, and every formula of bases, alignment and
+losses, and every pairing strategy that has one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from semalign.core.pairing import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "EQUATIONS.md").read_text())))
@@ -21,3 +25,5 @@ def test_the_table_covers_the_formulas() -> None:
         source = (ROOT / "semalign" / "core" / f"{name}.py").read_text()
         formulas = set(re.findall(r"^def ([a-z]\w+)\(", source, re.MULTILINE))
         assert formulas <= {function for _, function in NAMED}
+    named = {function for _, function in NAMED}
+    assert set(STRATEGIES) - {"explicit", "last", "random"} <= named

@@ -8,6 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from semalign.config import Config, resolve
+from semalign.engine.cluster import check_sweep, held_gpus
+from semalign.errors import UserError
+
 SCRIPT = """
 import os
 import ray
@@ -57,3 +63,28 @@ def test_a_cluster_of_long_ago_is_not_waited_for() -> None:
             text=True,
         )
     assert done.stdout.splitlines() == ["0 True"], done.stderr
+
+
+GPUS = ["training.use_gpu=true", "evaluation.num_gpus=1", "extraction.num_gpus=1"]
+
+
+def trial(*overrides: str) -> Config:
+    return resolve([], [*GPUS, *overrides])
+
+
+def test_a_sweeps_engines_leave_room_for_its_stages() -> None:
+    """Each stage alone fits one GPU; the engines hold theirs from the first stage to the last."""
+    one = {"CPU": 8.0, "GPU": 1.0, "memory": 1e12}
+    with pytest.raises(
+        UserError, match="the engines of a sweep hold 1 GPUs all along, and a stage"
+    ):
+        check_sweep([trial()], one)
+    check_sweep([trial()], {**one, "GPU": 2.0})
+    check_sweep([trial("cluster.autoscaling=true")], one)
+    check_sweep([trial("evaluation.num_gpus=0")], one)
+
+
+def test_every_student_has_engines_of_its_own() -> None:
+    both = [trial(), trial("student=zoo/teacher", "evaluation.num_engines=2")]
+    assert held_gpus(both) == 2
+    assert held_gpus([trial("evaluation.tensor_parallel_size=4"), trial()]) == 4

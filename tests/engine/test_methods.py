@@ -12,7 +12,8 @@ from typing import get_args
 import pytest
 from mlflow import MlflowClient
 
-from semalign.config import Method
+from semalign.config import Method, resolve
+from semalign.engine.transfer import transferred
 from semalign.engine.tuning import ablate
 from semalign.report import comparison
 from semalign.report.summary import Summary
@@ -85,3 +86,13 @@ def test_mlflow_has_a_run_for_each(done: Done) -> None:
         assert run.info.status == "FINISHED"
         assert run.data.metrics["cost/trained_parameters"] > 0
         assert "test/mmlu/transferred" in run.data.metrics
+
+
+def test_latens_student_is_run_in_float32(tmp_path: Path) -> None:
+    """Its deltas are too small for bfloat16; what is an adapter runs as the others do."""
+    (tmp_path / "student").mkdir()
+    dtypes = {
+        method: transferred(resolve([], [f"method={method}", "dtype=bfloat16"]), tmp_path).dtype
+        for method in ("laten", "sft-all")
+    }
+    assert dtypes == {"laten": "float32", "sft-all": None}

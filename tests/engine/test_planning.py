@@ -10,9 +10,10 @@ import pytest
 
 from semalign.config import Config
 from semalign.engine.cluster import check_resources
-from semalign.engine.planning import show_plan
+from semalign.engine.planning import show_plan, show_sweep_plan
 from semalign.engine.tracking import check_uri
 from semalign.errors import UserError
+from semalign.stages.sweep import load_sweep
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,30 @@ def test_too_much_is_refused(
     with pytest.raises(UserError) as error:
         show_plan(configure(*weightless, override))
     assert str(error.value).startswith(message)
+
+
+def test_every_stage_of_a_sweep_is_checked_and_the_cluster_joined_once(
+    weightless: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest actor is on a GPU, whose memory nobody knows; another one does not fit."""
+    asked = []
+
+    def available(config: Config) -> dict[str, float]:
+        asked.append(config)
+        return {"CPU": 4.0, "GPU": 4.0, "memory": 1e12}
+
+    monkeypatch.setattr("semalign.engine.planning._available", available)
+    file = tmp_path / "try.yaml"
+    file.write_text("axes: {loss.alpha: [0.1, 1]}\nseeds: [0, 1]\n")
+    small = ["data.train_limit=20", "evaluation.tasks=[mmlu]", "evaluation.num_gpus=1"]
+    sweep = load_sweep(file, [*weightless, *small, "evaluation.kv_cache_gb=1000000"])
+    show_sweep_plan(sweep)
+    assert len(asked) == 1
+    large = sweep.model_copy(
+        update={"base": sweep.base | {"training.micro_batch_size": 10_000_000}}
+    )
+    with pytest.raises(UserError, match=r"train: needs about .* of memory, the cluster has 1 TB"):
+        show_sweep_plan(large)
 
 
 def test_an_autoscaling_cluster_may_wait(configure: Callable[..., Config]) -> None:

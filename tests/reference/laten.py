@@ -108,7 +108,11 @@ def best_layers(scores: list[float], n: int) -> list[int]:
 
 
 def dense_deltas(
-    net: nn.ModuleDict, teacher: nn.Module, student: nn.Module, there: Any, here: Any
+    net: nn.ModuleDict,
+    teacher: nn.Module,
+    student: nn.Module,
+    teacher_neurons: Any,
+    student_neurons: Any,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """{weight name of the student: a whole matrix of what is added}, neuron by neuron; and the sum
     over module names of the mean of squares of the translated vectors.
@@ -124,13 +128,15 @@ def dense_deltas(
         kind = "ffn" if parent == "mlp" else "attn"
         squares = []
         for rank, (theirs, ours) in enumerate(
-            zip(there[kind].layers, here[kind].layers, strict=True)
+            zip(teacher_neurons[kind].layers, student_neurons[kind].layers, strict=True)
         ):
             source = getattr(getattr(teacher.model.layers[theirs], parent), name).weight
             key = f"model.layers.{ours}.{parent}.{name}.weight"
             rows = []  # of the matrix, or of its transpose
             for a, b in zip(
-                there[kind].chosen[rank].tolist(), here[kind].chosen[rank].tolist(), strict=True
+                teacher_neurons[kind].chosen[rank].tolist(),
+                student_neurons[kind].chosen[rank].tolist(),
+                strict=True,
             ):
                 if name == "v_proj":
                     a, b = _value_row(teacher.config, a), _value_row(student.config, b)
@@ -175,11 +181,11 @@ def train(
         optimizer, max_lr=lr, total_steps=cycle, pct_start=0.1, final_div_factor=1
     )
     losses = []
-    for (there, here), pool in zip(located, pools, strict=True):
+    for (teacher_neurons, student_neurons), pool in zip(located, pools, strict=True):
         optimizer.zero_grad()
         total = 0.0
         for row in pool:
-            added, penalty = dense_deltas(net, teacher, student, there, here)
+            added, penalty = dense_deltas(net, teacher, student, teacher_neurons, student_neurons)
             weights = {
                 key: parameter.detach() + added.get(key, 0)
                 for key, parameter in student.named_parameters()

@@ -171,6 +171,15 @@ def test_only_the_chosen_and_the_base_are_shown_on_test(make: Callable[[], Summa
     assert rows[-2]["error"].endswith("RuntimeError: out of luck\n")
 
 
+def test_a_comparison_hides_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "methods.yaml"
+    file.write_text("axes: {method: [sft, laten]}\ncompare: {axis: method, control: sft}\n")
+    sweep = load_sweep(file)
+    summary = summarise(sweep, [result(trial, 5, 7) for trial in trials(sweep)])
+    rows = list(csv.DictReader(io.StringIO(report.csv_text(summary))))
+    assert [(row["method"], row["test/mmlu"]) for row in rows] == [("sft", "0.7"), ("laten", "0.7")]
+
+
 def test_the_base_may_be_the_best(sweep: Sweep) -> None:
     summary = summarise(sweep, [result(trial, 5) for trial in trials(sweep)])
     assert summary.chosen is summary.base

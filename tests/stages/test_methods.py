@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from semalign import zoo
 from semalign.baselines import laten
+from semalign.baselines.laten import labelled_rows
 from semalign.baselines.laten_hypernet import injected
 from semalign.baselines.seeking import seek
 from semalign.config import Config, Lora, Seeking, resolve
+from semalign.errors import UserError
 from semalign.models.adapters import load_adapter, merge_adapter
 from semalign.models.layers import find_decoder, logits, run_base, run_from
 from semalign.models.loading import load_config, load_model, load_tokenizer, vocabulary_overlap
 from semalign.models.published import SHAPES, absent, published_config
 from semalign.stages.costs import shape_of
-from semalign.stages.data import Tokens, pad, tokenise, translate
+from semalign.stages.data import Tokens, fingerprint, pad, tokenise, translate
 from semalign.stages.inputs import load_inputs
 from semalign.stages.job import Hyperparameters, ModelSpec, TrainJob
 from semalign.stages.method_costs import delta_bytes, trained_parameters, translate_step
@@ -140,6 +143,53 @@ def test_the_parameters_that_are_planned_are_trained(rows: list[Tokens], job: Tr
         tail = build_tail(made, rows, CPU)
         count = sum(p.numel() for p in tail.parameters() if p.requires_grad)
         assert trained_parameters(config, load_inputs(config), len(made.layers)) == count
+
+
+def test_a_student_that_the_losses_would_misread_is_refused(job: TrainJob, tmp_path: Path) -> None:
+    shape = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = GraniteConfig(**shape, num_attention_heads=2, logits_scaling=4.0)
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    student = ModelSpec(path=str(tmp_path), dtype="float32")
+    for adapter in ("lora", "full"):
+        made = replace(job, student=student, layers=(0,), adapter=adapter)
+        with pytest.raises(UserError, match="the LM head does not turn"):
+            build_tail(made, [], CPU)
+
+
+@pytest.mark.parametrize("key", ["seeking.modules", "training.lora.target_modules"])
+def test_no_module_at_all_is_refused_in_one_line(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}=\[\]: .* at least 1 item") as caught:
+        planned(f"{key}=[]")
+    assert "\n" not in str(caught.value)
+
+
+def test_laten_learns_from_labelled_rows_alone() -> None:
+    config = planned("method=laten", "data.labelled_limit=3")
+    inputs = load_inputs(config)
+    train, align = labelled_rows(config, inputs.train, inputs.align)
+    assert train == inputs.train[:3] and align == list(inputs.align)
+    assert fingerprint(train) != fingerprint(inputs.train)  # and the key of the result with it
+    config = planned("method=laten", "data.labelled_limit=3", "laten.align_split=train")
+    inputs = load_inputs(config)
+    train, align = labelled_rows(config, inputs.train, inputs.align)
+    assert train == align == inputs.train[:3] and len(inputs.align) == 8
+
+
+def test_latens_plan_counts_the_rows_that_are_there() -> None:
+    def operations(*overrides: str) -> float:
+        config = planned("method=laten", "laten.steps=2", *overrides)
+        inputs = load_inputs(config)
+        [step] = [s for s in make_plan(config, inputs, ()).steps if s.name == "translate"]
+        assert step.gpus == 0.5
+        return step.operations
+
+    own = "laten.align_split=train", "extraction.num_gpus=0.5"
+    few = operations(*own, "laten.pool=4", "data.labelled_limit=3")
+    assert few == operations(*own, "data.labelled_limit=3")  # no 15 rows are there
+    assert few < operations(*own)
+    with pytest.raises(UserError, match=r"laten.steps=50: expected at most \d+, one for each row"):
+        config = planned("method=laten", "laten.steps=50")
+        make_plan(config, load_inputs(config), ())
 
 
 def test_latens_saved_student_answers_as_the_hooked_one(rows: list[Tokens], tmp_path: Path) -> None:

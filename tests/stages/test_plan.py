@@ -39,6 +39,37 @@ def test_known_pairs_give_the_bytes_of_their_columns(family: dict[str, Path]) ->
         assert bound.operations >= known.operations
 
 
+@pytest.mark.parametrize(
+    ("overrides", "terms"),
+    [
+        ([], 0),
+        (["loss.gamma=1"], 1),
+        (["loss.objective=fisher"], 1),
+        (["loss.objective=fisher", "loss.gamma=1"], 2),
+    ],
+)
+def test_the_teachers_logits_are_counted(
+    family: dict[str, Path], overrides: list[str], terms: int
+) -> None:
+    """A row's logits of both models, made twice, and one gradient; the teacher's head in memory."""
+    models = [f"teacher={family['teacher']}", f"student={family['student']}"]
+    limit = ["data.train_limit=20", "training.epochs=1"]
+    pair = (Pair((1,), (1.0,), 2),)
+
+    def train(*more: str) -> tuple[float, int, int]:
+        config = resolve([], [*models, *limit, *more])
+        plan = make_plan(config, load_inputs(config), pair)
+        [step] = [step for step in plan.steps if step.name == "train"]
+        return step.operations, step.memory, plan.positions
+
+    operations, memory, rows = train(*overrides)
+    plain = train()
+    vocabulary, ours, theirs = 640, 32, 48
+    logits = rows * vocabulary * (4 * (ours + theirs) + 2 * ours)
+    assert operations - plain[0] == terms * logits
+    assert memory - plain[1] == (4 * vocabulary * theirs if terms else 0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("rows", [1, 9, 10, 333, 4096])
 def test_a_column_has_the_size_of_its_files(tmp_path: Path, dtype: str, rows: int) -> None:

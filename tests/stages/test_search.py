@@ -78,5 +78,18 @@ def test_extremes_bound_what_may_be_asked_for(sweep: Sweep) -> None:
     assert {trial.config.extraction.interface for trial in extremes(sweep)} == {"mlp", "attn"}
 
 
+def test_extremes_join_what_different_axes_set(tmp_path: Path) -> None:
+    """A rank counts only beside LoRA. With alpha, or for Seeking alone, beta cannot be 0."""
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "base: {training.adapter: full}\naxes:\n  training.adapter: [full, lora]\n"
+        "  training.lora.rank: {randint: [2, 64]}\n  seeking.rank: [1, 200]\n"
+        "  method: [semalign, seeking]\n  loss.alpha: {uniform: [0, 1]}\n"
+        "  loss.beta: {uniform: [0, 1]}\nsamples: 3\nsearch: optuna\n"
+    )
+    found = {trial.config.adapter_rank for trial in extremes(load_sweep(file))}
+    assert found == {None, 16, 32, 2, 64, 400}
+
+
 def test_random_points_stand_for_the_suggestions_in_a_plan(sweep: Sweep) -> None:
     assert len(trials(sweep)) == 31  # with the base

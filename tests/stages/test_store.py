@@ -10,7 +10,7 @@ import torch
 
 from semalign.errors import UserError
 from semalign.stages.data import Tokens
-from semalign.stages.store import ActivationStore, Column, Identity
+from semalign.stages.store import ActivationStore, Column, Identity, write_text
 
 TOKENS = [Tokens(str(n), tuple(range(n)), 1) for n in (3, 5, 2, 4, 6)]
 IDENTITY = Identity(
@@ -75,6 +75,32 @@ def test_a_column_counts_only_when_committed(tmp_path: Path) -> None:
     store.write(COLUMN, 0, rows_of(store.shard_of(0)))
     with pytest.raises(UserError, match=r"no column mlp\.3 .*holds nothing"):
         store.reader(COLUMN, TOKENS)
+
+
+def test_what_another_commits_meanwhile_stays(tmp_path: Path) -> None:
+    mine, other = Column(1, "mlp"), Column(2, "mlp")
+    store = filled(tmp_path)
+    filled(tmp_path, (other,))
+    filled(tmp_path, (mine,))
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    store.commit([COLUMN])  # nothing new
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+    store.commit([mine])
+    assert store.columns.keys() == {"mlp.1", "mlp.2", "mlp.3"}
+    assert ActivationStore(tmp_path, IDENTITY).columns == store.columns
+
+
+def test_a_text_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "report.md"
+    write_text(file, "before")
+
+    def fail(path: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match=r"report\.md: cannot be written \(No space left"):
+        write_text(file, "after")
+    assert file.read_text() == "before"
 
 
 @pytest.mark.parametrize("field", ["model", "tokenizer", "dtype", "dataset", "positions"])

@@ -184,6 +184,28 @@ def test_every_trial_is_a_configuration_of_its_own(load: Load, tmp_path: Path) -
         ),
         ("axes: {v: {cases: {a: {}}, b: 1}}", "axes.v.b: unknown key; expected only cases"),
         ("axes: {seed: [1]}", "axes.seed: seed cannot be an axis; the seeds are an axis of their"),
+        ("axes: {dtype: [float16]}", "axes.dtype: dtype cannot be an axis; all trials are scored"),
+        (
+            "axes: {trust_remote_code: [true]}",
+            "axes.trust_remote_code: trust_remote_code cannot be",
+        ),
+        (
+            "axes: {v: {cases: {half: {dtype: float16}}}}",
+            "axes.v.cases.half: dtype cannot be an axis",
+        ),
+        ("axes: {data.root: [a, b]}", "axes.data.root: trials would be scored on the rows of th"),
+        ("axes: {data: [{root: a}]}", "axes.data: trials would be scored on the rows of their"),
+        (
+            "axes: {v: {cases: {a: {data.root: a}}}}",
+            "axes.v: trials would be scored on the rows of their own data.root; set evaluation.r",
+        ),
+        ("axes: {'a, b': {cases: {c: {}}}}", "axes.a, b: expected a name that MLflow takes: lett"),
+        ("axes: {a/: {cases: {c: {}}}}", "axes.a/: expected a name that MLflow takes"),
+        ("models: 3", "models=3: expected {name: {base: settings, axes: axes}}"),
+        ("models: {a: 3}", "models.a=3: expected {base: settings, axes: axes}"),
+        ("models: {a: {base: 3}}", "models.a.base=3: expected a mapping of settings"),
+        ("models: {a: {axes: [1]}}", "models.a.axes=[1]: expected a mapping of settings"),
+        ("models: {a: {bse: {}}}", "models.a.bse: unknown key; did you mean 'base'?"),
         ("axes: {evaluation.protocol: [a]}", "axes.evaluation.protocol: evaluation.protocol cann"),
         ("axes: {loss.beta: {uniform: [0, 1]}}", "axes.loss.beta: a range needs samples, e.g. sa"),
         ("samples: 3", "samples=3: no axis is a range, there is nothing to draw"),
@@ -266,6 +288,7 @@ def test_bad_overrides(load: Load) -> None:
             "axes: {loss.alpha: [0, 1], loss.beta: [0]}",
             "trial loss.alpha=0, loss.beta=0: loss={'alpha': 0, 'beta': 0}: alpha, beta and gam",
         ),
+        ("axes: {loss.alpha: [2020-01-01]}", 'trial loss.alpha="2020-01-01": loss.alpha=datetime'),
         (
             "axes: {v: {cases: {few: {alignment.map: dual, alignment.top_k: 3}}}}",
             "trial v=few: alignment={'map': 'dual', 'top_k': 3}: top_k chooses",
@@ -324,15 +347,48 @@ def test_models_take_the_place_of_base_and_axes(load: Load) -> None:
         (COMPARED, "models=othr", "models=othr: did you mean 'other'"),
         ("axes: {loss.alpha: [1]}", "models=other", "the file has no sets of models"),
         (COMPARED.replace("axis: method", "axis: metod"), BOTH, "did you mean 'method'"),
-        (COMPARED.replace("control: sft", "control: stf"), BOTH, "did you mean 'sft'"),
+        (
+            COMPARED.replace("control: sft", "control: stf"),
+            BOTH,
+            "sweep try: compare.control=stf: no trial has it; did you mean 'sft'?",
+        ),
         (COMPARED, "evaluation.splits=[dev]", "report.split=test: not in evaluation.splits"),
         (COMPARED + "scheduler: {asha: {}}", BOTH, "trained to the end"),
+        (
+            COMPARED.replace("axes: {", "axes: {loss.alpha: {uniform: [0, 1]}, ")
+            + "search: optuna\nsamples: 3",
+            BOTH,
+            "search=optuna: a comparison chooses nothing, and its scores are the report split's; "
+            "leave it out",
+        ),
+        (
+            COMPARED.replace("axes: {", "axes: {loss.alpha: {uniform: [0, 1]}, "),
+            BOTH,
+            "axes.loss.alpha: a range needs samples",
+        ),
     ],
 )
 def test_a_bad_comparison_is_one_line(load: Load, text: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        load(text, override)
+        trials(load(text, override))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("control", ["0", "0.001", "1e-3"])
+def test_a_control_is_named_as_its_label_says(load: Load, control: str) -> None:
+    """Also where a file says the value otherwise: `1e-3` is a text in YAML."""
+    axes = "loss.alpha: [0, 1e-3, 1]"
+    text = f"axes: {{{axes}}}\ncompare: {{axis: loss.alpha, control: {control}}}\n"
+    if control == "1e-3":
+        with pytest.raises(UserError, match=r"compare\.control=1e-3: no trial has it; .*0\.001"):
+            trials(load(text))
+    else:
+        assert len(trials(load(text))) == 3
+
+
+def test_rows_of_several_roots_are_scored_on_one(load: Load) -> None:
+    found = trials(load("axes: {data.root: [a, b]}\n", "evaluation.root=zoo/data"))
+    assert [trial.config.data.root for trial in found] == ["zoo/data", "a", "b"]
 
 
 def test_a_task_that_models_are_not_scored_on_is_refused(load: Load) -> None:

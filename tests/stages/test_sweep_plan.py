@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from semalign import zoo
 from semalign.core.pairing import Pair, pair_layers
 from semalign.errors import UserError
 from semalign.models.loading import load_model
@@ -19,6 +20,7 @@ from semalign.stages.sweep import load_sweep
 from semalign.stages.sweep_plan import SweepPlan, method_rows, plan_sweep, rows
 from semalign.stages.trial_plan import share_inputs
 from semalign.stages.trials import Trial, trials
+from semalign.tasks import load_split
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 TEACHER_LAYERS, STUDENT_LAYERS = 5, 3
@@ -224,9 +226,26 @@ def test_trials_share_what_is_equal(make: Make) -> None:
     assert once.engines == 1 + 12  # the student with its adapters, each merged student
     assert naive.engines == 2 * 27 + 12  # and the teacher
     assert once.items == (1 + 27) * 600 and naive.items == 3 * 27 * 600
-    assert plan.lora_rank == 16  # the base's
     assert once.operations < naive.operations
     assert once.disk > once.stored > 0
+
+
+def test_a_comparison_scores_students_and_teachers_on_every_task(make: Make) -> None:
+    """A trial answers its own task's 200 items of test, either model those of both tasks."""
+    found = make(
+        "axes: {data.task: [mmlu, gsm8k], method: [sft, laten]}\n"
+        "compare: {axis: method, control: sft}\nbase: {evaluation: {splits: [test]}}",
+        "evaluation.tasks=[mmlu,gsm8k]",
+    )
+    once = plan_sweep(found, compared=True).once
+    items = {
+        task: len(load_split(zoo.path("zoo/data"), task, "test")) for task in ("mmlu", "gsm8k")
+    }
+    assert once.items == (2 + 2) * sum(items.values())
+    assert once.engines == 2 + 2  # and each of LaTen's students
+    alone = plan_sweep(found).once
+    assert alone.items == 2 * sum(items.values()) + items["mmlu"]
+    assert alone.engines == 1 + 2
 
 
 def test_hardware_and_repeats_train_once(make: Make) -> None:
@@ -253,7 +272,7 @@ def test_what_inputs_lack_is_said(make: Make) -> None:
         ("data.root: [nowhere]", "data.root=nowhere: no such folder"),
     ):
         with pytest.raises(UserError) as error:
-            plan_sweep(make(f"axes: {{{axes}}}"))
+            plan_sweep(make(f"axes: {{{axes}}}", "evaluation.root=zoo/data"))
         assert message in str(error.value)
 
 
@@ -279,8 +298,15 @@ def test_every_shipped_sweep_plans(file: Path) -> None:
 
 
 def test_all_shipped_sweeps_are_known() -> None:
-    expected = "adapter attribution decomposition interface labels loss_weights objective pairing"
-    assert [f.stem for f in SWEEPS] == [*expected.split(), "pairs", "smoke", "table1", "table2"]
+    expected = "adapter attribution decomposition interface labels layers loss_weights objective"
+    assert [f.stem for f in SWEEPS] == [
+        *expected.split(),
+        "pairing",
+        "pairs",
+        "smoke",
+        "table1",
+        "table2",
+    ]
 
 
 def test_columns_count_from_0(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,51 @@ def test_a_journal_resumes_by_item(tmp_path: Path) -> None:
     assert resumed.missing() == Journal(file, ids).missing() == []
     assert read_records(file) == records
     assert [path.name for path in tmp_path.iterdir()] == ["records.parquet"]
+
+
+def test_two_runs_that_answer_the_same_leave_one_whole_file(tmp_path: Path) -> None:
+    records, ids = texts(4, 5, 4, 6), [f"gsm8k/{n}" for n in range(4)]
+    file = tmp_path / "records.parquet"
+    first, second = Journal(file, ids), Journal(file, ids)
+    second.add(records[:2])
+    first.add(records[:2])
+    third = Journal(file, ids)  # finds both parts, each item once
+    assert third.missing() == [2, 3]
+    first.add(records[2:])
+    assert read_records(file) == records
+    second.add(records[2:])
+    assert first.missing() == second.missing() == third.missing() == []
+    third.add(records[2:])
+    assert read_records(file) == records
+    assert [path.name for path in tmp_path.iterdir()] == ["records.parquet"]
+
+
+def test_parts_that_another_run_removes_are_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, ids = texts(4, 5), ["gsm8k/0", "gsm8k/1"]
+    file = tmp_path / "records.parquet"
+    Journal(file, ids).add(records[:1])
+    slow = Journal(file, ids)
+
+    def ended_meanwhile(path: Path, rows: list[Record]) -> None:
+        write_records(file, records)
+        shutil.rmtree(file.with_suffix(".parts"))
+        write_records(path, rows)
+
+    monkeypatch.setattr("semalign.stages.records.write_records", ended_meanwhile)
+    slow.add(records[1:])
+    assert read_records(file) == records and slow.missing() == []
+
+    def removed_meanwhile(path: Path) -> list[Record]:
+        path.unlink()
+        return read_records(path)
+
+    other = tmp_path / "other.parquet"
+    monkeypatch.undo()
+    Journal(other, ids).add(records[:1])
+    monkeypatch.setattr("semalign.stages.records.read_records", removed_meanwhile)
+    assert Journal(other, ids).missing() == [0, 1]
 
 
 def test_the_key_follows_content_alone() -> None:
