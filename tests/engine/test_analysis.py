@@ -52,7 +52,7 @@ def test_unknown_names(complain: Complain, tmp_path: Path) -> None:
 
 def test_more_gpus_than_exist(complain: Complain, ray_cluster: None) -> None:
     said = complain("num_gpus=64")
-    assert said.startswith("error: num_gpus=64: the cluster has 0 GPUs; ask for fewer")
+    assert said.startswith("error: num_gpus=64: needs 64 GPUs, the cluster has 0; ask for fewer")
 
 
 def test_one_job_leaves_a_figure_its_data_and_a_run(
