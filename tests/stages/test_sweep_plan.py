@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from semalign.stages.plan import known_pairs
 from semalign.stages.store import ActivationStore, Column, Identity
 from semalign.stages.sweep import load_sweep
 from semalign.stages.sweep_plan import SweepPlan, method_rows, plan_sweep, rows
-from semalign.stages.trial_plan import share_inputs
+from semalign.stages.trial_plan import contents, share_inputs
 from semalign.stages.trials import Trial, trials
 from semalign.tasks import load_split
 
@@ -328,3 +329,18 @@ def test_the_papers_own_models_are_planned_without_them(name: str) -> None:
     assert said["seeking"][0] == "39,976,960" and said["seeking"][1].endswith("(seek)")
     assert said["laten"][0] == "188,743,680" and said["laten"][1].endswith("(translate)")
     assert said["semalign"][0] == said["sft"][0] == said["logit-kd"][0] == "745,472"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_rows_under_the_same_name_are_another_sweep(
+    make: Make, tmp_path: Path, split: str
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(zoo.path("zoo/data"), root)
+    found = make("axes: {loss.alpha: [0, 0.1]}", f"data.root={root}")
+    before = contents(found, share_inputs(found))
+    assert contents(found, share_inputs(found)) == before
+    file = root / "mmlu" / f"{split}.jsonl"
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(first.replace("?", "??", 1).replace(".", "..", 1) + "\n" + rest)
+    assert contents(found, share_inputs(found)) != before
