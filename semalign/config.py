@@ -57,8 +57,8 @@ class Data(Settings):
 
     Of the training examples the first `labelled_limit` carry their answers, the others are prompts
     only: nothing of L_CE; of L_align and L_KL the prompt's positions, or with `positions: answer`
-    its last one. `label_noise` is the share of the labelled
-    ones that are given the answer of another example, the same ones for every `seed`.
+    its last one. `label_noise` is the share of the labelled ones that are given the answer of
+    another example, the same ones for every `seed`.
     """
 
     root: Place = "zoo/data"

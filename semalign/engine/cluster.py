@@ -76,29 +76,6 @@ def cluster_resources() -> dict[str, float]:
     return {name: ray.cluster_resources().get(name, 0.0) for name in ("CPU", "GPU", "memory")}
 
 
-def check_sweep(configs: Sequence[Config], available: dict[str, float]) -> None:
-    """The same for the trials of a sweep, whose engines hold their GPUs from its first stage on."""
-    for config in configs:
-        check_resources(config, available)
-    held = held_gpus(configs)
-    for config in configs:
-        needed = max(resources.get("GPU", 0) for _, resources in _wanted(config).values())
-        if held and held + needed > available["GPU"] and not config.cluster.autoscaling:
-            raise UserError(
-                f"evaluation.num_gpus={config.evaluation.num_gpus:g}: the engines of a sweep hold "
-                f"{held:g} GPUs all along, and a stage needs {needed:g} beside; the cluster has "
-                f"{available['GPU']:g}; ask for fewer (cluster.autoscaling=true waits for nodes to "
-                "come)"
-            )
-
-
-def held_gpus(configs: Sequence[Config]) -> float:
-    """Of the engines that all trials share, those of each student."""
-    settings = configs[0].evaluation
-    students = {config.student for config in configs}
-    return len(students) * _engines(settings)[1]["GPU"]
-
-
 def check_resources(
     config: Config | EvaluationJob | AnalysisJob, available: dict[str, float]
 ) -> None:
@@ -116,6 +93,35 @@ def check_resources(
                     f"{available[resource]:g}; ask for fewer (cluster.autoscaling=true waits for "
                     "nodes to come)"
                 )
+
+
+def check_sweep(configs: Sequence[Config], available: dict[str, float], *, compared: bool) -> None:
+    """The same for the trials of a sweep, whose engines hold their GPUs from its first stage on.
+
+    More engines are started for whole students, and for teachers where methods are `compared`.
+    """
+    for config in configs:
+        check_resources(config, available)
+    held = held_gpus(configs)
+    for config in configs:
+        stages = _wanted(config)
+        if config.adapter_rank is not None and not compared:
+            del stages["evaluation.num_engines"]  # those that are held
+        needed = max(resources["GPU"] for _, resources in stages.values())
+        if held and held + needed > available["GPU"] and not config.cluster.autoscaling:
+            raise UserError(
+                f"evaluation.num_gpus={config.evaluation.num_gpus:g}: the engines of a sweep hold "
+                f"{held:g} GPUs all along, and a stage needs {needed:g} beside; the cluster has "
+                f"{available['GPU']:g}; ask for fewer (cluster.autoscaling=true waits for nodes to "
+                "come)"
+            )
+
+
+def held_gpus(configs: Sequence[Config]) -> float:
+    """Of the engines that all trials share, those of each student."""
+    settings = configs[0].evaluation
+    students = {config.student for config in configs}
+    return len(students) * _engines(settings)[1]["GPU"]
 
 
 def _wanted(config: Config | EvaluationJob | AnalysisJob) -> Wanted:

@@ -11,11 +11,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from semalign.config import LARGEST_RANK
 from semalign.stages.evaluate import Generation, GenerationRequest
 
 # Not in the placement group of the process that starts it, which may be a Ray Tune trial's.
 ANYWHERE = PlacementGroupSchedulingStrategy(placement_group=None)
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
     Raises UserError when the cluster cannot hold it.
     """
     planned = trials(sweep, yes=yes)
-    plan = plan_sweep(planned, compared=sweep.compare is not None)
+    compared = sweep.compare is not None
+    plan = plan_sweep(planned, compared=compared)
     console = new_console()
     console.print(terminal(sweep.description, *rows(plan)))
     _say_absent(console, plan.absent)
@@ -47,7 +48,7 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
         console.print("some pairs are decided by attribution: those figures are upper bounds")
     configs = {trial.setting: trial.config for trial in planned}
     available = _available(planned[0].config)  # all trials share the cluster
-    check_sweep(list(configs.values()), available)
+    check_sweep(list(configs.values()), available, compared=compared)
     _check_memory(planned[0].config, plan.once.steps, available)
 
 

@@ -49,7 +49,8 @@ from semalign.tasks.scores import Score
 def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     """Run, or finish, a sweep and print its tables.
 
-    Raises UserError for bad input. A trial that fails does not stop the others.
+    A trial that fails does not stop the others. Raises UserError for bad input, and Failed if no
+    trial finishes.
     """
     planned = trials(sweep, yes=yes)
     possible = planned
@@ -64,13 +65,14 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     key = content_key(sweep.name, ids, how, contents(possible, inputs))
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
-        check_sweep([trial.config for trial in possible], cluster_resources())
+        compared = sweep.compare is not None
+        check_sweep([t.config for t in possible], cluster_resources(), compared=compared)
         with recorded(config, key=key, name=sweep.name) as run:
             summary = _run(sweep, planned, possible, inputs, run, folder)
             sweep_recording.finish(run, summary, folder)
-        sweep_recording.show(summary, folder, config, run)
-    if not any(result.state == "finished" for result in summary.results):
-        raise Failed(f"sweep {sweep.name}: no trial finished; see {folder}/report.md")
+            sweep_recording.show(summary, folder, config, run)
+            if not any(result.state == "finished" for result in summary.results):
+                raise Failed(f"sweep {sweep.name}: no trial finished; see {folder}/report.md")
     return summary
 
 
@@ -106,8 +108,9 @@ def _run(
                 )
                 _tune(shared, slots([trial.config for trial in possible]))
         # last: the engines start while the first trials train
-        config, models = references(planned, compared=sweep.compare is not None)
-        beside = [Candidate(name=model, model=model) for model in models]
+        compared = sweep.compare is not None
+        config, models = references(planned, compared=compared)
+        beside = [Candidate(name=m if compared else "student", model=m) for m in models]
         found = score_candidates(config, beside, engines).scores
     finally:
         for group in engines.values():

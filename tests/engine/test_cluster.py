@@ -78,10 +78,19 @@ def test_a_sweeps_engines_leave_room_for_its_stages() -> None:
     with pytest.raises(
         UserError, match="the engines of a sweep hold 1 GPUs all along, and a stage"
     ):
-        check_sweep([trial()], one)
-    check_sweep([trial()], {**one, "GPU": 2.0})
-    check_sweep([trial("cluster.autoscaling=true")], one)
-    check_sweep([trial("evaluation.num_gpus=0")], one)
+        check_sweep([trial()], one, compared=False)
+    check_sweep([trial()], {**one, "GPU": 2.0}, compared=False)
+    check_sweep([trial("cluster.autoscaling=true")], one, compared=False)
+    check_sweep([trial("evaluation.num_gpus=0")], one, compared=False)
+
+
+def test_only_other_models_need_other_engines() -> None:
+    """Adapters are scored by the engines that are held; whole students and teachers are not."""
+    one, on_cpu = {"CPU": 8.0, "GPU": 1.0}, ["training.use_gpu=false", "extraction.num_gpus=0"]
+    check_sweep([trial(*on_cpu)], one, compared=False)
+    for refused, compared in (([], True), (["method=laten"], False)):
+        with pytest.raises(UserError, match="and a stage needs 1 beside; the cluster has 1"):
+            check_sweep([trial(*on_cpu, *refused)], one, compared=compared)
 
 
 def test_every_student_has_engines_of_its_own() -> None:

@@ -23,6 +23,7 @@ from mlflow.entities import Run
 from semalign.config import resolve
 from semalign.engine.trial import is_done
 from semalign.engine.tuning import ablate
+from semalign.errors import Failed
 from semalign.report.summary import Summary
 from semalign.report.sweep import settings_table
 from semalign.stages.sweep import load_sweep
@@ -40,6 +41,15 @@ axes:
       cross-entropy: {loss.alpha: 0}
       semalign: {loss.alpha: 0.3, pairing.explicit: [[2, 1]], pairing.strategy: explicit}
       broken: {training.lora.target_modules: [no_proj]}
+"""
+
+BROKEN = """
+base:
+  data: {task: mmlu, train_limit: 32}
+  training: {epochs: 1, batch_size: 16, lr: 1.0e-3, lora: {target_modules: [no_proj]}}
+  evaluation: {tasks: [mmlu]}
+  loss.alpha: 0
+axes: {training.lr: [1.0e-3]}
 """
 
 # A learning rate that changes nothing, then one that destroys the student: after it, for a trial is
@@ -96,6 +106,7 @@ def test_a_failed_trial_does_not_stop_the_others(done: Done) -> None:
     states = {r.trial.axes["variant"]: r.state for r in done.summary.results}
     assert states == {"cross-entropy": "finished", "semalign": "finished", "broken": "failed"}
     assert done.summary.chosen is not None and done.summary.chosen.trial.axes["variant"] != "broken"
+    assert settings_table(done.summary)[1][0][0] == "student"
     [report] = done.work.glob("sweeps/*/report.md")
     assert "LoRA target 'no_proj' is no linear module" in report.read_text()
 
@@ -140,6 +151,18 @@ def test_finished_trials_are_not_run_again(done: Done, capsys: pytest.CaptureFix
     }
 
 
+def test_a_sweep_in_which_nothing_finishes_has_failed(done: Done, tmp_path: Path) -> None:
+    """Its report is there all the same."""
+    file = tmp_path / "broken.yaml"
+    file.write_text(BROKEN)
+    copy_shared(done.work, tmp_path / "work")
+    with pytest.raises(Failed, match=r"^sweep broken: no trial finished; see .*report.md$"):
+        ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
+    assert {run.info.status for run in runs(tmp_path / "work").values()} == {"FAILED"}
+    [report] = tmp_path.glob("work/sweeps/*/report.md")
+    assert "no_proj" in report.read_text()
+
+
 def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
     """Kill -9 after the first trial; the rerun's scores are the undisturbed sweep's."""
     command = [sys.executable, "ray_jobs/ablate.py", f"sweep={done.file}", f"workdir={tmp_path}"]
@@ -149,7 +172,7 @@ def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
     with when(lambda: list(tmp_path.glob("sweeps/*/finished/*.json")), killed.kill):
         killed.wait()
     first = {path.name: path.stat().st_mtime for path in tmp_path.glob("sweeps/*/finished/*.json")}
-    assert first
+    assert len(first) == 1
     summary = ablate(load_sweep(done.file, [f"workdir={tmp_path}"]))
     assert [r.items for r in summary.results] == [r.items for r in done.summary.results]
     for path in tmp_path.glob("sweeps/*/finished/*.json"):
