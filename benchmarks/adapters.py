@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from semalign.config import EvaluationJob, resolve
+from semalign.config.jobs import EvaluationJob
+from semalign.config.read import resolve
 from semalign.engine.cluster import connect
 from semalign.engine.evaluation import Candidate, Evaluation
 from semalign.engine.scoring import score_job

@@ -16,11 +16,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from semalign import zoo
-from semalign.baselines import laten
-from semalign.config import resolve
-from semalign.models.loading import load_tokenizer, shared_rows
+from semalign.config.read import resolve
+from semalign.data.tokens import tokenise
+from semalign.methods.laten import transfer as laten
+from semalign.models.loading import load_tokenizer
+from semalign.models.vocabulary import shared_rows
 from semalign.report.table import markdown
-from semalign.stages.data import tokenise
 from semalign.stages.measure import peak_bytes
 from semalign.stages.method_costs import delta_bytes, hypernetwork_parameters, optimizer_bytes
 from semalign.tasks import load_split

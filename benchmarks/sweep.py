@@ -24,9 +24,9 @@ import yaml
 from mlflow import MlflowClient
 
 from semalign.report.table import markdown
-from semalign.stages.axes import flat, nested
-from semalign.stages.sweep import load_sweep
-from semalign.stages.trials import Trial, trials
+from semalign.sweep.axes import flat, nested
+from semalign.sweep.file import load_sweep
+from semalign.sweep.trials import Trial, trials
 
 SEEDS, WEIGHTS = (0, 1), (0.0, 0.03, 0.1, 0.3)
 BASE = {"data.task": "mmlu", "training.lr": 3e-3, "evaluation.tasks": ["mmlu"]}

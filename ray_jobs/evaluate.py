@@ -7,7 +7,7 @@ import sys
 from semalign.cli import main
 
 if __name__ == "__main__":
-    from semalign.config import EvaluationJob
+    from semalign.config.jobs import EvaluationJob
     from semalign.engine.scoring import run_evaluation, show_evaluation_plan
 
     sys.exit(main(sys.argv[1:], EvaluationJob, run=run_evaluation, plan=show_evaluation_plan))

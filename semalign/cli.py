@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from semalign.config import AnalysisJob, Config, EvaluationJob, Schema, resolve
+from semalign.config.jobs import AnalysisJob, Config, EvaluationJob
+from semalign.config.read import Schema, resolve
 from semalign.errors import Failed, UserError
 
 USAGE = """usage: python ray_jobs/{job}.py [--plan] [file.yaml ...] [key=value ...]
@@ -103,7 +104,7 @@ def _sweep(
     if len(files) != 1:
         raise UserError("expected one sweep=FILE, e.g. sweep=sweeps/pairing.yaml")
     overrides = [word for word in words if not word.startswith("sweep=")]
-    from semalign.stages.sweep import load_sweep
+    from semalign.sweep.file import load_sweep
 
     sweep = load_sweep(files[0], overrides)
     (plan if "--plan" in options else run)(sweep, yes="--yes" in options)

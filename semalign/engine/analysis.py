@@ -13,16 +13,16 @@ from typing import Any
 
 import ray
 
-from semalign.config import AnalysisJob
+from semalign.analysis.draw import DRAW, TABLE
+from semalign.analysis.inputs import Inputs, load_inputs
+from semalign.artifacts.files import sha256, write_json
+from semalign.config.jobs import AnalysisJob
 from semalign.engine import remote
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.tracking import Run, recorded, to_open
 from semalign.report import table
-from semalign.report.analysis_figures import DRAW, TABLE
-from semalign.stages.analysis_inputs import Inputs, load_inputs
-from semalign.stages.axes import flat
 from semalign.stages.inputs import check_writable
-from semalign.stages.store import sha256, write_json
+from semalign.sweep.axes import flat
 
 _FIGURE, _DATA, _MANIFEST = "figure.png", "data.json", "manifest.json"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import ray
 
-from semalign.config import AnalysisJob, Config, Evaluation, EvaluationJob
+from semalign.config.jobs import AnalysisJob, Config, EvaluationJob
+from semalign.config.sections import Evaluation
 from semalign.errors import UserError
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"

@@ -21,17 +21,11 @@ import ray
 from ray.exceptions import RayActorError
 from tqdm.auto import tqdm
 
+from semalign.artifacts.records import Journal, Record
 from semalign.engine.generation import ANYWHERE, LORA_RANKS, EngineShape, start_engine
 from semalign.models.loading import load_config, load_tokenizer, resolve
 from semalign.models.peft_folder import adapter_fingerprint, adapter_rank
-from semalign.stages.evaluate import (
-    Generation,
-    GenerationRequest,
-    SandboxLimits,
-    judge,
-    requests,
-)
-from semalign.stages.records import Journal, Record
+from semalign.stages.scoring import Generation, GenerationRequest, SandboxLimits, judge, requests
 from semalign.tasks import TASKS, Example
 from semalign.tasks.protocols import Protocol
 

@@ -12,16 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from semalign.artifacts.records import Journal, Record, content_key, item_scores, read_records
+from semalign.core.statistics import Score, score
 from semalign.engine.dispatch import Candidate, Unit, dispatch
 from semalign.engine.generation import EngineShape
-from semalign.models.loading import load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
+from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import adapter_fingerprint, check_adapter
-from semalign.stages.evaluate import SandboxLimits, check_chat_template
-from semalign.stages.records import Journal, Record, content_key, item_scores, read_records
+from semalign.sandbox.run import require_tier
+from semalign.stages.scoring import SandboxLimits, check_chat_template
 from semalign.tasks import TASKS, Example, find_task, load_split
 from semalign.tasks.protocols import Protocol
-from semalign.tasks.sandbox import require_tier
-from semalign.tasks.scores import Score, score
 
 __all__ = ["Candidate", "Evaluation", "check", "evaluate"]
 

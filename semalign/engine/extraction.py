@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 
+from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.data.tokens import Tokens
 from semalign.errors import UserError
-from semalign.stages.data import Tokens
 from semalign.stages.job import ModelSpec
-from semalign.stages.store import ActivationStore, Column, Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Extractor:
         self.batch_tokens = shape.batch_tokens
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from semalign.stages.extract import extract_shard
+        from semalign.stages.extraction import extract_shard
 
         rows = [
             extract_shard(

@@ -11,8 +11,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from semalign.config import LARGEST_RANK
-from semalign.stages.evaluate import Generation, GenerationRequest
+from semalign.config.jobs import LARGEST_RANK
+from semalign.stages.scoring import Generation, GenerationRequest
 
 # Not in the placement group of the process that starts it, which may be a Ray Tune trial's.
 ANYWHERE = PlacementGroupSchedulingStrategy(placement_group=None)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import ray
 
-from semalign.baselines.laten import labelled_rows
+from semalign.artifacts.files import content_key
 from semalign.core.pairing import Pair
+from semalign.data.tokens import fingerprint
 from semalign.engine import remote
 from semalign.engine.generation import ANYWHERE
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run
 from semalign.engine.training import HISTORY, Score
-from semalign.stages.data import fingerprint
-from semalign.stages.store import content_key
+from semalign.methods.laten.transfer import labelled_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.engine.cluster import check_resources, check_sweep, cluster_resources, connect
 from semalign.errors import UserError
 from semalign.models.published import STAND_IN
 from semalign.report.table import new_console, terminal
 from semalign.stages.inputs import load_inputs
 from semalign.stages.plan import Plan, Step, known_pairs, make_plan
-from semalign.stages.sweep import Sweep
 from semalign.stages.sweep_plan import method_rows, plan_sweep, rows
-from semalign.stages.trials import trials
+from semalign.sweep.file import Sweep
+from semalign.sweep.trials import trials
 
 
 def show_plan(config: Config) -> None:

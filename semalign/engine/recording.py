@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from semalign.config import Config, EvaluationJob
+from semalign.config.jobs import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
+from semalign.data.root import data_root
+from semalign.data.tokens import fingerprint
 from semalign.engine.evaluation import Evaluation
 from semalign.engine.methods import Made
 from semalign.engine.steps import Steps
@@ -18,8 +20,7 @@ from semalign.engine.tracking import Run, to_open
 from semalign.engine.training import HISTORY
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired
-from semalign.stages.axes import flat
-from semalign.stages.data import data_root, fingerprint
+from semalign.sweep.axes import flat
 from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"

@@ -10,12 +10,13 @@ from typing import Any
 
 import ray
 
-from semalign.config import AnalysisJob, Config, Seeking
+from semalign.analysis.inputs import Inputs
+from semalign.artifacts.files import sha256, write_json
+from semalign.config.jobs import AnalysisJob, Config
+from semalign.config.sections import Seeking
 from semalign.engine.training import HISTORY, MEASURED
-from semalign.models.loading import model_fingerprint
-from semalign.stages.analysis_inputs import Inputs
+from semalign.models.fingerprints import model_fingerprint
 from semalign.stages.job import ModelSpec, TrainJob
-from semalign.stages.store import sha256, write_json
 
 
 @ray.remote(max_retries=2)
@@ -24,8 +25,8 @@ def attribute(
 ) -> list[float]:
     import torch
 
-    from semalign.models.layers import find_decoder, verify_structure
-    from semalign.stages import attribute as stage
+    from semalign.models.decoder import find_decoder, verify_structure
+    from semalign.stages import attribution as stage
 
     torch.set_num_threads(_threads())
     model = _load(spec, device_map)
@@ -70,7 +71,7 @@ def build_transport(
     import torch
 
     from semalign.models.heads import read_lm_head
-    from semalign.stages.align import Transport
+    from semalign.stages.mapping import Transport
 
     torch.set_num_threads(_threads())
     device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -94,7 +95,7 @@ def seek(
     """Seeking's factors for the student of that configuration, as a file."""
     import torch
 
-    from semalign.baselines import seeking
+    from semalign.methods.seeking import factors as seeking
 
     torch.set_num_threads(_threads())
     model = _load(teacher, device_map)
@@ -117,7 +118,7 @@ def laten(
     """
     import torch
 
-    from semalign.baselines import laten as method
+    from semalign.methods.laten import transfer as method
     from semalign.models.loading import load_tokenizer
     from semalign.stages.measure import peak_bytes
 
@@ -155,7 +156,7 @@ def analyze(job: AnalysisJob, inputs: Inputs) -> dict[str, Any]:
     """The data of a figure. Memory for all models that it looks at."""
     import torch
 
-    from semalign.stages.analyze import measure
+    from semalign.analysis.measure import measure
 
     torch.set_num_threads(_threads())
 

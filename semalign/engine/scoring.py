@@ -7,21 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.config import Config, EvaluationJob
-from semalign.config import Evaluation as Settings
+from semalign.artifacts import records
+from semalign.artifacts.files import content_key
+from semalign.config.jobs import Config, EvaluationJob
+from semalign.config.sections import Evaluation as Settings
+from semalign.data.root import data_root
 from semalign.engine import recording
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.evaluation import Candidate, Evaluation, check, evaluate
 from semalign.engine.generation import EngineShape
 from semalign.engine.tracking import recorded
-from semalign.models.loading import load_config, model_fingerprint
+from semalign.models.fingerprints import model_fingerprint
+from semalign.models.loading import load_config
 from semalign.models.peft_folder import adapter_fingerprint
-from semalign.stages import records
-from semalign.stages.axes import flat
-from semalign.stages.data import data_root
-from semalign.stages.evaluate import SandboxLimits, chosen_protocol
 from semalign.stages.inputs import check_writable
-from semalign.stages.store import content_key
+from semalign.stages.scoring import SandboxLimits, chosen_protocol
+from semalign.sweep.axes import flat
 from semalign.tasks import load_split
 
 _SHAPE = (

@@ -16,19 +16,20 @@ from typing import Any
 import ray
 from filelock import FileLock
 
-from semalign.config import Config
+from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.artifacts.files import content_key, write_json
+from semalign.config.jobs import Config
 from semalign.core.attribution import critical_layers
 from semalign.core.pairing import Pair, pair_layers, paper_number
+from semalign.data.tokens import Tokens, fingerprint
 from semalign.engine import remote
 from semalign.engine.extraction import ActorShape, extract
 from semalign.engine.tracking import Run
 from semalign.engine.training import Score, WorkerShape, fit
-from semalign.models.loading import model_fingerprint, tokenizer_fingerprint
-from semalign.stages.align import teacher_columns
-from semalign.stages.data import Tokens, fingerprint
+from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
 from semalign.stages.inputs import Inputs
 from semalign.stages.job import Hyperparameters, ModelSpec, TrainJob
-from semalign.stages.store import ActivationStore, Column, Identity, content_key, write_json
+from semalign.stages.supervision import teacher_columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semalign.config import Config
+from semalign.artifacts.files import write_text
+from semalign.config.jobs import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Evaluation
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run, to_open
 from semalign.report import comparison, table
 from semalign.report import sweep as report
-from semalign.report.summary import Summary
-from semalign.stages.axes import flat
-from semalign.stages.store import write_text
-from semalign.stages.trials import Trial
-from semalign.stages.trials import show as said
+from semalign.sweep.axes import flat
+from semalign.sweep.summary import Summary
+from semalign.sweep.trials import Trial
+from semalign.sweep.trials import show as said
 
 
 def finish_trial(

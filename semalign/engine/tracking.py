@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from semalign.config import Job
+from semalign.config.jobs import Job
 from semalign.errors import UserError
 
 PARAMS_PER_CALL = 100

@@ -27,13 +27,13 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from semalign.data.tokens import Tokens
 from semalign.engine.tracking import Run
 from semalign.errors import Diverged, UserError
-from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
 
 if TYPE_CHECKING:  # only the workers train: spare the others a second of imports
-    from semalign.stages.train import Epoch
+    from semalign.stages.training import Epoch
 
 Score = Callable[[Path], float]  # of what was trained so far, in a folder
 
@@ -130,7 +130,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     from semalign.stages.measure import peak_bytes
     from semalign.stages.prepare import build_tail, save_result
-    from semalign.stages.train import train
+    from semalign.stages.training import train
 
     device = ray.train.torch.get_device()
     tail = build_tail(job, tokens, device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from semalign.config import Config
+from semalign.artifacts.files import content_key
+from semalign.config.jobs import Config
 from semalign.engine import recording
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.evaluation import Candidate, Evaluation
@@ -16,7 +17,6 @@ from semalign.engine.steps import Steps
 from semalign.engine.tracking import recorded
 from semalign.models.heads import find_lm_head
 from semalign.stages.inputs import check_writable, load_inputs
-from semalign.stages.store import content_key
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ from typing import Any
 import ray
 from ray import tune
 
-from semalign.config import Config
+from semalign.artifacts.files import write_json
+from semalign.artifacts.records import read_records
+from semalign.config.jobs import Config
 from semalign.engine import recording, sweep_recording
 from semalign.engine.methods import make
 from semalign.engine.scoring import score_candidates
 from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run
 from semalign.engine.transfer import transferred
-from semalign.report.summary import Result, finished
-from semalign.stages.records import read_records
-from semalign.stages.store import write_json
-from semalign.stages.sweep import Sweep
-from semalign.stages.trials import Trial
+from semalign.sweep.file import Sweep
+from semalign.sweep.summary import Result, finished
+from semalign.sweep.trials import Trial
 
 Engines = dict[str, list[Any]]  # by model
 DIED = "its process died; the same command again runs it"

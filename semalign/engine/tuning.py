@@ -17,7 +17,9 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from semalign.config import Config
+from semalign.artifacts.files import content_key
+from semalign.config.jobs import Config
+from semalign.core.statistics import Score
 from semalign.engine import sweep_recording
 from semalign.engine.cluster import check_sweep, cluster_resources, connect, held_gpus
 from semalign.engine.dispatch import start_engines, stop_engines
@@ -36,14 +38,12 @@ from semalign.engine.trial import (
     stop,
 )
 from semalign.errors import Failed
-from semalign.report.summary import Key, Result, Summary, summarise
 from semalign.stages.inputs import Inputs, check_writable
-from semalign.stages.search import Point, load_optuna, suggest
-from semalign.stages.store import content_key
-from semalign.stages.sweep import Sweep
 from semalign.stages.trial_plan import contents, share_inputs
-from semalign.stages.trials import Trial, extremes, make_trial, references, trials
-from semalign.tasks.scores import Score
+from semalign.sweep.file import Sweep
+from semalign.sweep.search import Point, load_optuna, suggest
+from semalign.sweep.summary import Key, Result, Summary, summarise
+from semalign.sweep.trials import Trial, extremes, make_trial, references, trials
 
 
 def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:

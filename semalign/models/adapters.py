@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
-from semalign.models.layers import find_decoder
+from semalign.models.decoder import find_decoder
 from semalign.models.loading import copy_companions, load_model
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2

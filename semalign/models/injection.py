@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
-from semalign.models.layers import find_decoder
+from semalign.models.decoder import find_decoder
 from semalign.models.loading import copy_companions
-from semalign.models.skeleton import skeleton
+from semalign.models.shapes import skeleton
 
 Pair = tuple[Tensor, Tensor]
 Site = tuple[int | None, str]

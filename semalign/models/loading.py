@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,6 @@ from semalign.errors import UserError, nearest
 _ZOO = Path(__file__).resolve().parents[1] / "zoo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-_VOLATILE_KEYS = {"transformers_version", "_name_or_path", "name_or_path"}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 _WRITTEN_ANEW = ("config.json", "generation_config", "model.safetensors", "pytorch_model")
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -190,109 +177,3 @@ def copy_companions(base: str | Path, out: str | Path) -> None:
         written = file.suffix in _WEIGHT_FILES or file.name.startswith(_WRITTEN_ANEW)
         if file.is_file() and not written:
             shutil.copyfile(file, Path(out) / file.name)
-
-
-def model_fingerprint(path: str | Path) -> str:
-    """SHA-256 of the configuration (without volatile keys) and of all weight files, as hex.
-
-    Reads every byte once per process and file version: about a minute for 26 GB.
-    """
-    folder = resolve(path)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"model folder '{folder}' holds no *.safetensors weights")
-    return _fingerprint(folder, ("config.json", *(file.name for file in weights)))
-
-
-def tokenizer_fingerprint(path: str | Path) -> str:
-    """SHA-256 of the tokenizer's files, as hex: equal fingerprints give equal token ids."""
-    folder = resolve(path)
-    names = tuple(name for name in _TOKENIZER_FILES if (folder / name).is_file())
-    if not names:
-        raise UserError(f"folder '{folder}' holds no tokenizer files")
-    return _fingerprint(folder, names)
-
-
-def _fingerprint(folder: Path, names: tuple[str, ...]) -> str:
-    digest = sha256()
-    for name in names:
-        stat = (folder / name).stat()
-        content = _file_digest(folder / name, stat.st_size, stat.st_mtime_ns)
-        digest.update(f"{name}:{content}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _file_digest(file: Path, _size: int, _mtime_ns: int) -> str:
-    """Digest of one file; JSON configurations canonically and without their volatile keys."""
-    digest = sha256()
-    if file.name in ("config.json", "tokenizer_config.json"):
-        content = json.loads(file.read_text())
-        stable = {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
-        digest.update(json.dumps(stable, sort_keys=True).encode())
-        return digest.hexdigest()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """The tokens two vocabularies share, matched by token string.
-
-    `student_ids[i]` and `teacher_ids[i]` (LongTensors, by ascending student id) are one token.
-    `student_to_teacher` (LongTensor of the student's vocabulary size) is -1 where the teacher has
-    no such token. `fraction` is the share of the student's vocabulary that the teacher has.
-    """
-
-    student_ids: torch.Tensor
-    teacher_ids: torch.Tensor
-    fraction: float
-    student_to_teacher: torch.Tensor
-
-
-def vocabulary_overlap(
-    student_tokenizer: Any,
-    teacher_tokenizer: Any,
-    *,
-    student_rows: int | None = None,
-    teacher_rows: int | None = None,
-) -> Overlap:
-    """Match two vocabularies by token string, special and added tokens included.
-
-    **Arguments**: `student_rows`, `teacher_rows` are the LM heads' numbers of rows: a token whose
-    id lies beyond has no semantic basis and does not count.
-    """
-    student = _tokens(student_tokenizer, student_rows)
-    teacher = _tokens(teacher_tokenizer, teacher_rows)
-    pairs = sorted((id_, teacher[token]) for token, id_ in student.items() if token in teacher)
-    student_ids = torch.tensor([pair[0] for pair in pairs], dtype=torch.long)
-    teacher_ids = torch.tensor([pair[1] for pair in pairs], dtype=torch.long)
-    size = student_rows if student_rows is not None else max(student.values(), default=-1) + 1
-    student_to_teacher = torch.full((size,), -1, dtype=torch.long)
-    student_to_teacher[student_ids] = teacher_ids
-    return Overlap(
-        student_ids=student_ids,
-        teacher_ids=teacher_ids,
-        fraction=len(pairs) / max(1, len(student)),
-        student_to_teacher=student_to_teacher,
-    )
-
-
-def shared_rows(student_rows: int, teacher_rows: int) -> Overlap:
-    """The overlap of two vocabularies with the same ids, one of which may go on further."""
-    shared = min(student_rows, teacher_rows)
-    table = torch.full((student_rows,), -1, dtype=torch.long)
-    table[:shared] = torch.arange(shared)
-    return Overlap(
-        student_ids=torch.arange(shared),
-        teacher_ids=torch.arange(shared),
-        fraction=shared / student_rows,
-        student_to_teacher=table,
-    )
-
-
-def _tokens(tokenizer: Any, rows: int | None) -> dict[str, int]:
-    vocabulary = tokenizer.get_vocab()
-    return {token: id_ for token, id_ in vocabulary.items() if rows is None or id_ < rows}

@@ -10,8 +10,9 @@ from typing import Any
 from safetensors import safe_open
 
 from semalign.errors import UserError
-from semalign.models.loading import load_config, model_fingerprint
-from semalign.models.skeleton import skeleton
+from semalign.models.fingerprints import model_fingerprint
+from semalign.models.loading import load_config
+from semalign.models.shapes import skeleton
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"

@@ -11,7 +11,8 @@ from typing import Any
 import transformers
 
 from semalign.errors import UserError
-from semalign.models.loading import Overlap, load_tokenizer, resolve, shared_rows
+from semalign.models.loading import load_tokenizer, resolve
+from semalign.models.vocabulary import Overlap, shared_rows
 
 _7B = {
     "hidden_size": 4096,

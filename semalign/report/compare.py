@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from semalign.artifacts.records import Record, item_scores
+from semalign.core.statistics import Comparison, Score, compare, score
 from semalign.errors import UserError
-from semalign.stages.records import Record, item_scores
 from semalign.tasks import find_task
-from semalign.tasks.scores import Comparison, Score, compare, score
 
 
 def paired(first: Sequence[Record], second: Sequence[Record], *, k: int = 1) -> Comparison:

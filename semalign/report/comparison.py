@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from semalign.report import table
-from semalign.report.summary import Key, Result, Setting, Summary, versus
 from semalign.report.sweep import Rows, difference, failures_table, spread
-from semalign.stages.sweep import Compare
-from semalign.stages.trials import show
+from semalign.sweep.file import Compare
+from semalign.sweep.summary import Key, Result, Setting, Summary, versus
+from semalign.sweep.trials import show
 
 _TOLD = {"data.task", "teacher"}  # columns and groups of the tables
 NOTE = (

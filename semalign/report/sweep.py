@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from semalign.core.statistics import Comparison
 from semalign.report import figures, table
-from semalign.report.summary import Setting, Summary, versus
-from semalign.stages.trials import HARDWARE, Trial, show
-from semalign.tasks.scores import Comparison
+from semalign.sweep.summary import Setting, Summary, versus
+from semalign.sweep.trials import HARDWARE, Trial, show
 
 Rows = tuple[list[str], list[list[str]]]  # a table's header and body
 

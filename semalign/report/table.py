@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from semalign.core.statistics import Score
 from semalign.tasks.protocols import Protocol
-from semalign.tasks.scores import Score
 
 # (candidate, task, split) -> score
 Scores = Mapping[tuple[str, str, str], Score]

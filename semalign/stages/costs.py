@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semalign.config import Config
-from semalign.models.layers import find_decoder
-from semalign.models.skeleton import skeleton
-from semalign.stages.data import Tokens, data_root
-from semalign.stages.evaluate import chosen_protocol
+from semalign.config.jobs import Config
+from semalign.data.root import data_root
+from semalign.data.tokens import Tokens
+from semalign.models.decoder import find_decoder
+from semalign.models.shapes import skeleton
 from semalign.stages.inputs import Inputs
+from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import load_split
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

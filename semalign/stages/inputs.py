@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.core.pairing import STRATEGIES, code_index
+from semalign.data.labels import mislabel
+from semalign.data.root import data_root
+from semalign.data.tokens import Tokens, tokenise, translate
 from semalign.errors import UserError, nearest
 from semalign.models import published
-from semalign.models.loading import (
-    Overlap,
-    load_config,
-    load_tokenizer,
-    vocabulary_overlap,
-)
-from semalign.stages.data import Tokens, data_root, tokenise, translate
-from semalign.stages.evaluate import chosen_protocol
-from semalign.stages.labels import mislabel
+from semalign.models.loading import load_config, load_tokenizer
+from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import load_split
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from semalign.config import Lora, Seeking
+from semalign.artifacts.activations import Identity
+from semalign.artifacts.files import content_key
+from semalign.config.sections import Lora, Seeking
 from semalign.core.pairing import Pair
-from semalign.stages.store import Identity, content_key
 
 
 @dataclass(frozen=True, kw_only=True)

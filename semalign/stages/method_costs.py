@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from semalign.baselines.laten import labelled_rows, neuron_counts, planned_steps
-from semalign.config import Config
+from semalign.config.jobs import Config
+from semalign.methods.laten.transfer import labelled_rows, neuron_counts, planned_steps
+from semalign.models.decoder import find_decoder
 from semalign.models.injection import count_trainable, find_modules
-from semalign.models.layers import find_decoder
-from semalign.models.skeleton import skeleton
+from semalign.models.shapes import skeleton
 from semalign.stages.costs import BYTES, Shape, Step, length
 from semalign.stages.inputs import Inputs
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.core.pairing import Pair, pair_layers
-from semalign.stages.align import teacher_columns
 from semalign.stages.costs import (
     Shape,
     Step,
@@ -24,6 +23,7 @@ from semalign.stages.costs import (
 )
 from semalign.stages.inputs import Inputs
 from semalign.stages.method_costs import seek_step, trained_parameters, translate_step
+from semalign.stages.supervision import teacher_columns
 
 INDEPENDENT = ("explicit", "last", "random")  # strategies that do not look at the attribution
 

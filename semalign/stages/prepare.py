@@ -8,30 +8,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from semalign.baselines.seeking import Factors
+from semalign.artifacts.activations import ActivationStore, Column, Reader
+from semalign.data.labels import hide_labels
+from semalign.data.tokens import Tokens
+from semalign.methods.seeking.factors import Factors
 from semalign.models.adapters import full_layers, lora_on_layers, save_adapter
+from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.heads import read_lm_head
 from semalign.models.injection import exports_adapter, inject, save_injected, save_merged
-from semalign.models.layers import (
-    Decoder,
-    drop_prefix,
-    drop_suffix,
-    find_decoder,
-    verify_structure,
-)
-from semalign.models.loading import (
-    Overlap,
-    load_config,
-    load_model,
-    load_tokenizer,
-    vocabulary_overlap,
-)
-from semalign.stages.align import Head, Target, Transport, final_column
-from semalign.stages.data import Tokens
+from semalign.models.loading import load_config, load_model, load_tokenizer
+from semalign.models.partial import drop_prefix, drop_suffix
+from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.stages.job import ModelSpec, TrainJob
-from semalign.stages.labels import hide_labels
-from semalign.stages.store import ActivationStore, Column, Reader
-from semalign.stages.tail import StudentTail, Supervision
+from semalign.stages.mapping import Transport
+from semalign.stages.student import StudentTail
+from semalign.stages.supervision import Head, Supervision, Target, final_column
 
 
 def build_tail(job: TrainJob, tokens: Sequence[Tokens], device: torch.device) -> StudentTail:

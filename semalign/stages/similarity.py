@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from semalign.core.similarity import MinibatchCKA
-from semalign.models.layers import Decoder, capture, find_decoder, run_base
-from semalign.stages.data import Tokens, pad
+from semalign.data.batches import pad
+from semalign.data.tokens import Tokens
+from semalign.models.decoder import Decoder, capture, find_decoder, run_base
 
 _ROWS = 512  # of a batch, so that all layers of both models fit in memory in float64
 

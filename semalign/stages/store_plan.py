@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from semalign.artifacts.activations import Column
 from semalign.stages.costs import Step, extract_step, prefix_step
-from semalign.stages.store import Column
 from semalign.stages.trial_plan import TrialPlan
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.stages.costs import (
     BYTES,
     Step,
@@ -26,7 +26,7 @@ from semalign.stages.inputs import Inputs
 from semalign.stages.method_costs import seek_step, trained_parameters, translate_step
 from semalign.stages.store_plan import StorePlan, extractions, groups, prefixes
 from semalign.stages.trial_plan import TrialPlan, plan_trials, share_inputs
-from semalign.stages.trials import Trial, references
+from semalign.sweep.trials import Trial, references
 
 RATE = 1e14  # operations a second, to say operations in hours of a GPU: a round assumption
 

@@ -10,17 +10,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from semalign.config import Config
+from semalign.artifacts.files import content_key
+from semalign.config.jobs import Config
 from semalign.core.pairing import Pair, code_index
-from semalign.models.loading import model_fingerprint
-from semalign.stages.align import teacher_columns
+from semalign.data.root import data_root
+from semalign.data.tokens import Tokens, fingerprint
+from semalign.models.fingerprints import model_fingerprint
 from semalign.stages.costs import Shape, shape_of
-from semalign.stages.data import Tokens, data_root, fingerprint
-from semalign.stages.evaluate import chosen_protocol
 from semalign.stages.inputs import Inputs, check_layers, load_inputs
 from semalign.stages.plan import known_pairs
-from semalign.stages.store import content_key
-from semalign.stages.trials import Trial
+from semalign.stages.scoring import chosen_protocol
+from semalign.stages.supervision import teacher_columns
+from semalign.sweep.trials import Trial
 from semalign.tasks import load_split
 
 # Strategies that take what the critical teacher layer itself says, and those that train student

@@ -5,7 +5,8 @@ from __future__ import annotations
 import keyword
 from types import MappingProxyType
 
-from semalign.tasks.task import Program, Row, Task
+from semalign.sandbox.program import Program
+from semalign.tasks.task import Row, Task
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 2.1
 

@@ -17,6 +17,7 @@ from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import SandboxedEnvironment
 
 from semalign.errors import UserError
+from semalign.sandbox.program import Program
 
 Row = dict[str, Any]
 Kind = Literal["choice", "text", "code"]
@@ -32,20 +33,6 @@ class Example:
     prompt: str
     answer: str
     row: Row
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A generated solution and the tests that decide it; they run in processes of their own.
-
-    ``context`` is the benchmark's code that defines names for the tests; ``entry`` are the names
-    that mean the solution's own even where the context or Python defines them too.
-    """
-
-    solution: str
-    tests: str
-    context: str = ""
-    entry: tuple[str, ...] = ()
 
 
 class Reader(NamedTuple):

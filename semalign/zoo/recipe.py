@@ -27,8 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from semalign.core.statistics import score
 from semalign.tasks import TASKS, load_split
-from semalign.tasks.scores import score
 from semalign.zoo import MODELS, splits
 from semalign.zoo.scoring import judge
 from semalign.zoo.tokenizer import LONGEST, build_tokenizer

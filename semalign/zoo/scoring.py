@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from semalign.tasks import TASKS, Example, sandbox
+from semalign.sandbox import run as sandbox
+from semalign.tasks import TASKS, Example
 from semalign.tasks.protocols import find_protocol
 from semalign.tasks.task import cut
 

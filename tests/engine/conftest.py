@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from semalign.config import Config, resolve
+from semalign.config.jobs import Config
+from semalign.config.read import resolve
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign import cli
-from semalign.config import AnalysisJob, resolve
+from semalign.analysis.inputs import load_inputs
+from semalign.analysis.measure import measure
+from semalign.config.jobs import AnalysisJob
+from semalign.config.read import resolve
 from semalign.engine.analysis import run_analysis, show_analysis_plan
 from semalign.models.loading import load_model
-from semalign.stages.analysis_inputs import load_inputs
-from semalign.stages.analyze import measure
 
 Complain = Callable[..., str]
 

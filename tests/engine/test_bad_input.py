@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from semalign import cli
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.engine.planning import show_plan
 from semalign.engine.steps import Steps
 from semalign.engine.transfer import transfer

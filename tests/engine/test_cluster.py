@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from semalign.config import Config, resolve
+from semalign.config.jobs import Config
+from semalign.config.read import resolve
 from semalign.engine.cluster import check_sweep, held_gpus
 from semalign.errors import UserError
 

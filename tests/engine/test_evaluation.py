@@ -21,7 +21,7 @@ from semalign.engine.evaluation import Candidate, Evaluation, evaluate
 from semalign.engine.generation import EngineShape
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
-from semalign.stages.evaluate import SandboxLimits
+from semalign.stages.scoring import SandboxLimits
 from semalign.tasks import load_split
 from semalign.tasks.protocols import find_protocol
 from semalign.zoo import path as zoo_path

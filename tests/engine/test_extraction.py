@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from semalign.config import Config
+from semalign.artifacts.activations import ActivationStore, Column
+from semalign.artifacts.files import sha256
+from semalign.config.jobs import Config
+from semalign.data.tokens import Tokens
 from semalign.engine.extraction import ActorShape, extract
 from semalign.engine.steps import Steps
-from semalign.stages.data import Tokens
 from semalign.stages.inputs import load_inputs
-from semalign.stages.store import ActivationStore, Column, sha256
 from tests.engine.faults import kill, when
 
 COLUMNS = [Column(1, "mlp"), Column(2, "mlp")]

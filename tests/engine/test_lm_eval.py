@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from semalign.artifacts.records import Record
 from semalign.engine.evaluation import Candidate, Evaluation, evaluate
 from semalign.engine.generation import EngineShape
 from semalign.models.loading import resolve
-from semalign.stages.evaluate import SandboxLimits
-from semalign.stages.records import Record
+from semalign.stages.scoring import SandboxLimits
 from semalign.tasks.protocols import find_protocol
 from semalign.zoo import path as zoo_path
 

@@ -12,12 +12,13 @@ from typing import get_args
 import pytest
 from mlflow import MlflowClient
 
-from semalign.config import Method, resolve
+from semalign.config.read import resolve
+from semalign.config.sections import Method
 from semalign.engine.transfer import transferred
 from semalign.engine.tuning import ablate
 from semalign.report import comparison
-from semalign.report.summary import Summary
-from semalign.stages.sweep import load_sweep
+from semalign.sweep.file import load_sweep
+from semalign.sweep.summary import Summary
 
 METHODS = get_args(Method)
 SWEEP = f"""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.engine.cluster import check_resources
 from semalign.engine.planning import show_plan, show_sweep_plan
 from semalign.engine.tracking import check_uri
 from semalign.errors import UserError
-from semalign.stages.sweep import load_sweep
+from semalign.sweep.file import load_sweep
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,12 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign import cli
-from semalign.config import EvaluationJob, resolve
+from semalign.artifacts.records import read_records
+from semalign.config.jobs import EvaluationJob
+from semalign.config.read import resolve
 from semalign.engine.scoring import run_evaluation, show_evaluation_plan
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
-from semalign.stages.records import read_records
 from semalign.zoo import path as zoo_path
 
 ITEMS = 12

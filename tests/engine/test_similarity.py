@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.engine.steps import Steps
 from semalign.models.loading import load_model
 from semalign.stages.inputs import load_inputs

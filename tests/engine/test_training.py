@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from semalign.config import Config
+from semalign.config.jobs import Config
 from semalign.engine.steps import Steps
 from semalign.errors import Diverged
 from semalign.stages.inputs import load_inputs
 from semalign.stages.prepare import build_tail
-from semalign.stages.train import Epoch
-from semalign.stages.train import train as fit_alone
+from semalign.stages.training import Epoch
+from semalign.stages.training import train as fit_alone
 from tests.engine.faults import kill, when
 
 
@@ -91,7 +91,7 @@ def test_a_killed_worker_ends_in_the_same_adapter(
 
 DRIVER = """
 import sys
-from semalign.config import resolve
+from semalign.config.sections import resolve
 from semalign.engine.cluster import connect
 from tests.engine.test_training import train
 with connect(None, num_cpus=2):

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from semalign import zoo
-from semalign.config import Config, resolve
+from semalign.config.jobs import Config
+from semalign.config.read import resolve
 from semalign.engine.evaluation import Candidate
 from semalign.engine.scoring import score_candidates
 from semalign.engine.transfer import Outcome, transfer

@@ -20,13 +20,13 @@ import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from semalign.config import resolve
+from semalign.config.read import resolve
 from semalign.engine.trial import is_done
 from semalign.engine.tuning import ablate
 from semalign.errors import Failed
-from semalign.report.summary import Summary
 from semalign.report.sweep import settings_table
-from semalign.stages.sweep import load_sweep
+from semalign.sweep.file import load_sweep
+from semalign.sweep.summary import Summary
 from tests.engine.faults import MlflowServer, copy_shared, when
 
 SWEEP = """

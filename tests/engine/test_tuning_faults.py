@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from semalign.engine import tracking
 from semalign.engine.tuning import ablate
 from semalign.errors import UserError
-from semalign.report.summary import Summary
 from semalign.report.sweep import Rows, settings_table
-from semalign.stages.sweep import Sweep, load_sweep
+from semalign.sweep.file import Sweep, load_sweep
+from semalign.sweep.summary import Summary
 from tests.engine.faults import MlflowServer, copy_shared, kill, kill_tree, when
 
 SWEEP = """

@@ -20,16 +20,9 @@ from semalign.models.adapters import (
     save_adapter,
     trainable_state,
 )
-from semalign.models.layers import (
-    capture,
-    drop_prefix,
-    find_decoder,
-    logits,
-    run_base,
-    run_from,
-    verify_structure,
-)
+from semalign.models.decoder import capture, find_decoder, logits, run_base, verify_structure
 from semalign.models.loading import load_model, load_tokenizer
+from semalign.models.partial import drop_prefix, run_from
 from tests.models.architectures import make_model, right_padded_batch, save_checkpoint
 
 IDS, MASK = right_padded_batch()

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from semalign import zoo
-from semalign.baselines.seeking import seek
-from semalign.config import Seeking
+from semalign.config.sections import Seeking
+from semalign.data.batches import pad, position_mask
+from semalign.data.tokens import tokenise
 from semalign.errors import UserError
+from semalign.methods.seeking.factors import seek
 from semalign.models.adapters import load_trainable_state, trainable_state
+from semalign.models.decoder import find_decoder, logits, run_base
 from semalign.models.injection import (
     count_trainable,
     exports_adapter,
@@ -23,10 +26,9 @@ from semalign.models.injection import (
     save_injected,
     save_merged,
 )
-from semalign.models.layers import find_decoder, logits, run_base
-from semalign.models.loading import load_model, load_tokenizer, vocabulary_overlap
+from semalign.models.loading import load_model, load_tokenizer
 from semalign.models.peft_folder import adapter_config, adapter_rank, check_adapter
-from semalign.stages.data import pad, position_mask, tokenise
+from semalign.models.vocabulary import vocabulary_overlap
 from semalign.tasks import load_split
 from tests.models.architectures import make_model, right_padded_batch, save_checkpoint
 from tests.reference import seeking as reference

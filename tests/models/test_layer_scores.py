@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from semalign.core.attribution import layer_scores
-from semalign.models.layers import INTERFACES, find_decoder, logits, sublayer
+from semalign.models.decoder import INTERFACES, find_decoder, logits, sublayer
 from tests.models.architectures import FAMILIES, count_hooks, right_padded_batch, shared_model
 from tests.reference import attribution as reference
 

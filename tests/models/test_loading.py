@@ -14,16 +14,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from semalign.errors import UserError
-from semalign.models.layers import capture, find_decoder, run_base, verify_structure
-from semalign.models.loading import (
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    resolve,
-    tokenizer_fingerprint,
-    vocabulary_overlap,
-)
+from semalign.models.decoder import capture, find_decoder, run_base, verify_structure
+from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
+from semalign.models.loading import load_config, load_model, load_tokenizer, resolve
+from semalign.models.vocabulary import vocabulary_overlap
 from tests.models.architectures import (
     make_config,
     make_tokenizer,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from semalign.artifacts.records import Record
+from semalign.core.statistics import Comparison
 from semalign.errors import UserError
 from semalign.report.compare import by_group, line, paired
-from semalign.stages.records import Record
-from semalign.tasks.scores import Comparison
 
 PROFILE = "paper-1@3f2a9c"
 

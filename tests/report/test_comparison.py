@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from semalign.core.statistics import Score
 from semalign.report import comparison
 from semalign.report.comparison import Tables
-from semalign.report.summary import Result, Summary, summarise
-from semalign.stages.sweep import load_sweep
-from semalign.stages.trials import Trial, trials
-from semalign.tasks.scores import Score
+from semalign.sweep.file import load_sweep
+from semalign.sweep.summary import Result, Summary, summarise
+from semalign.sweep.trials import Trial, trials
 
 SWEEP = """
 base: {method: sft, evaluation: {tasks: [mmlu, gsm8k], splits: [test]}}

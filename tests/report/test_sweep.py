@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from semalign.config import resolve
+from semalign.artifacts.records import Record
+from semalign.config.read import resolve
+from semalign.core.statistics import compare, score
 from semalign.report import sweep as report
 from semalign.report import table
 from semalign.report.figures import heat_map, parallel_coordinates
-from semalign.report.summary import Result, Summary, finished, summarise, versus
-from semalign.stages.records import Record
-from semalign.stages.sweep import Sweep, load_sweep
-from semalign.stages.trials import Trial, trials
-from semalign.tasks.scores import compare, score
+from semalign.sweep.file import Sweep, load_sweep
+from semalign.sweep.summary import Result, Summary, finished, summarise, versus
+from semalign.sweep.trials import Trial, trials
 
 SWEEP = """
 description: how much alignment

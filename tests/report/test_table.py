@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from semalign.core.statistics import Score
 from semalign.report import table
-from semalign.tasks.scores import Score
 
 TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 NAMES = ("student", "teacher", "transferred")

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from semalign import zoo
-from semalign.config import Lora
+from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.config.sections import Lora
 from semalign.core.pairing import Pair
+from semalign.data.tokens import Tokens, tokenise
 from semalign.models.loading import load_model, load_tokenizer
-from semalign.stages.align import Transport, final_column
-from semalign.stages.data import Tokens, tokenise
-from semalign.stages.extract import extract_shard
+from semalign.stages.extraction import extract_shard
 from semalign.stages.job import Hyperparameters, ModelSpec, TrainJob
-from semalign.stages.store import ActivationStore, Column, Identity
+from semalign.stages.mapping import Transport
+from semalign.stages.supervision import final_column
 from semalign.tasks import load_split
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from semalign.config import resolve
+from semalign.config.read import resolve
 from semalign.core.pairing import Pair
 from semalign.models.loading import load_config, load_model
 from semalign.stages.costs import column_bytes, shape_of, stored_rows

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from semalign.core.similarity import linear_cka
-from semalign.models.layers import capture, find_decoder, run_base
+from semalign.data.tokens import Tokens
+from semalign.models.decoder import capture, find_decoder, run_base
 from semalign.models.loading import load_model
 from semalign.stages import similarity as stage
-from semalign.stages.data import Tokens
 from semalign.stages.similarity import layer_similarity
 from tests.reference import similarity as reference
 

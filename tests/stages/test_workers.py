@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from semalign.data.tokens import Tokens
 from semalign.models.adapters import trainable_state
-from semalign.stages.data import Tokens
 from semalign.stages.job import TrainJob
 from semalign.stages.prepare import build_tail
-from semalign.stages.train import Epoch, train
+from semalign.stages.training import Epoch, train
 from tests.stages.conftest import with_loss
 
 LOSSES: dict[str, dict[str, Any]] = {

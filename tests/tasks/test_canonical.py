@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from semalign.sandbox.program import Program
+from semalign.sandbox.run import Verdict, run
 from semalign.tasks import TASKS, read_rows
-from semalign.tasks.sandbox import Verdict, run
-from semalign.tasks.task import Program
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
 PUBLISHED = pytest.mark.skipif(BENCHMARKS is None, reason="SEMALIGN_BENCHMARKS names no folder")

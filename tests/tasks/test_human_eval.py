@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from semalign.sandbox.run import run
 from semalign.tasks import TASKS
-from semalign.tasks.sandbox import run
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
 TIMEOUT_S = 3.0

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from semalign.errors import UserError
+from semalign.sandbox.program import Program
 from semalign.tasks import TASKS, load_split, read_rows
 from semalign.tasks.gsm8k import final_number, last_number
 from semalign.tasks.protocols import find_protocol
-from semalign.tasks.task import Program, cut
+from semalign.tasks.task import cut
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
 PAPER = find_protocol("paper")

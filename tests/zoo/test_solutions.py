@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from semalign import zoo
-from semalign.tasks import TASKS, load_split, sandbox
+from semalign.sandbox import run as sandbox
+from semalign.tasks import TASKS, load_split
 
 SAMPLE = slice(None, None, 25)
 

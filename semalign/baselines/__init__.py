@@ -1,1 +1,0 @@
-"""Methods that SemAlign is compared with."""

@@ -1,0 +1,90 @@
+"""Running a part of a decoder: from layer k on, or up to layer k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from semalign.models.decoder import Decoder, to_device_of
+
+
+class PassThrough(nn.Module):
+    """Stands in for a layer without its cost: no parameters, hands its input on.
+
+    Keeps the plain attributes of the layer (such as Qwen2's `attention_type`) that a model reads
+    while it walks through its layers.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for key, value in vars(layer).items():
+            if not key.startswith("_") and isinstance(value, str | int | float | bool):
+                setattr(self, key, value)
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+@contextmanager
+def resume_from(decoder: Decoder, k: int, hidden: Tensor) -> Iterator[None]:
+    """Within the context the decoder skips layers < k, and layer k receives `hidden` (B, T, D).
+
+    The model's own forward pass makes masks, positions and rotary embeddings, so nothing is
+    written twice and every architecture keeps its ways; layer indices stay what they are.
+    """
+    skipped = list(decoder.layers[:k])
+
+    def replace_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    handle = decoder.layers[k].register_forward_pre_hook(
+        replace_input, with_kwargs=True, prepend=True
+    )
+    try:
+        for index, layer in enumerate(skipped):
+            decoder.layers[index] = PassThrough(layer)
+        yield
+    finally:
+        handle.remove()
+        for index, layer in enumerate(skipped):
+            decoder.layers[index] = layer
+
+
+def run_from(decoder: Decoder, k: int, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Final-normed hidden states (B, T, D) from layer k's block input `hidden` (B, T, D).
+
+    Layers < k do not run. Differentiable in `hidden` and in the parameters of layers >= k.
+    """
+    hidden = to_device_of(decoder.layers[k], hidden)
+    attention_mask = to_device_of(decoder.layers[k], attention_mask)
+    with resume_from(decoder, k, hidden):
+        output = decoder.base(inputs_embeds=hidden, attention_mask=attention_mask, use_cache=False)
+    return output.last_hidden_state
+
+
+def drop_prefix(decoder: Decoder, k: int, *, keep_embedding: bool = False) -> Decoder:
+    """Free the weights of layers < k and of the embedding; `run_from` layer k still works.
+
+    A tied LM head keeps the embedding's weight alive. Returns the decoder as it is now; the model
+    itself is changed, and `run_base` no longer works on it.
+    """
+    for index in range(k):
+        decoder.layers[index] = PassThrough(decoder.layers[index])
+    if keep_embedding:
+        return decoder
+    decoder.base.embed_tokens = PassThrough(decoder.embed)
+    return replace(decoder, embed=decoder.base.embed_tokens)
+
+
+def drop_suffix(decoder: Decoder, k: int) -> None:
+    """Free the weights of layers > k: what layer k and those below say stays as it is, the final
+    hidden states do not.
+    """
+    for index in range(k + 1, len(decoder.layers)):
+        decoder.layers[index] = PassThrough(decoder.layers[index])

@@ -1,0 +1,51 @@
+"""Which teacher layers carry the task: Layer Gradient x Activation of the supervised loss (4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from semalign.core.attribution import layer_scores
+from semalign.data.batches import length_buckets, pad, position_mask
+from semalign.data.tokens import Tokens
+from semalign.models.decoder import find_decoder, logits, sublayer
+
+
+def attribute(
+    model: nn.Module,
+    tokens: Sequence[Tokens],
+    *,
+    granularity: str,
+    aggregation: str,
+    batch_size: int,
+) -> list[float]:
+    """One score a layer, summed over the examples; index 0 is the shallowest layer.
+
+    The loss of an example is its mean cross-entropy over the answer tokens. Cost: one forward and
+    one backward pass an example for all layers together; memory: the activations of `batch_size`
+    examples. Parameters get no gradients.
+    """
+    decoder = find_decoder(model)
+    layers = [sublayer(layer, granularity) for layer in decoder.layers]
+    device = next(model.parameters()).device
+    longest = max(len(example.ids) for example in tokens)
+    totals = [0.0] * len(layers)
+
+    def loss(inputs_embeds: Tensor, mask: Tensor, labels: Tensor, where: Tensor) -> Tensor:
+        hidden = decoder.base(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
+        chosen = logits(decoder, hidden[where])
+        losses = nn.functional.cross_entropy(chosen.float(), labels[where], reduction="none")
+        counts = where.sum(dim=1)[where.nonzero()[:, 0]].to(losses.device)
+        return (losses / counts).sum()
+
+    for batch in length_buckets(tokens, batch_tokens=longest * batch_size):
+        members = [tokens[index] for index in batch]
+        ids, mask = (tensor.to(device) for tensor in pad(members, pad_id=0))
+        where = position_mask(members, lambda e: e.supervised_positions, ids.shape[1]).to(device)
+        embeds = decoder.embed(ids).detach()
+        scores = layer_scores(
+            loss, layers, embeds, args=(mask, ids.roll(-1, 1), where), aggregation=aggregation
+        )
+        totals = [total + score for total, score in zip(totals, scores, strict=True)]
+    return totals

@@ -1,0 +1,308 @@
+"""Evaluation without an engine: examples -> requests, and generations -> judged records."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from semalign.artifacts.records import Record
+from semalign.config.sections import Evaluation
+from semalign.errors import UserError
+from semalign.sandbox.run import run
+from semalign.tasks import TASKS, Example, lm_harness
+from semalign.tasks.protocols import Profile, Protocol, find_protocol
+from semalign.tasks.task import cut, render
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What an engine is asked for one item; greedy unless ``temperature`` is above 0.
+
+    With ``choice_ids`` only the next-token scores of those ids are wanted, and no text. ``seed``
+    makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    choice_ids: tuple[int, ...] | None = None
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What an engine answered: ``n`` texts with their token ids, or one score a choice id."""
+
+    texts: tuple[str, ...] = ()
+    token_ids: tuple[tuple[int, ...], ...] = ()
+    choice_scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxLimits:
+    """How outputs are judged: code never below tier ``min_tier``, ``workers`` programs at a time,
+    by processes of ``num_cpus`` CPUs.
+
+    A run waits more than it computes (the kernel makes and ends processes), hence several a core.
+    """
+
+    min_tier: int = 2
+    workers: int = 8
+    num_cpus: float = 1
+
+
+def chosen_protocol(settings: Evaluation) -> Protocol:
+    """The protocol that the settings name, with their sampling.
+
+    Raises UserError when there is none of that name, or one of the tasks is not in it.
+    """
+    protocol = find_protocol(settings.protocol)
+    if settings.sampling is not None:
+        protocol = protocol.sampled(**settings.sampling.model_dump())
+    for task in settings.tasks:
+        protocol.profile(task)
+    return protocol
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a profile asks of one example, still as text."""
+
+    text: str
+    choices: tuple[str, ...]
+    stop: tuple[str, ...]
+    max_tokens: int
+
+
+def requests(
+    examples: Sequence[Example], tokenizer: Any, protocol: Protocol, *, max_model_len: int
+) -> list[GenerationRequest]:
+    """One request an example of one task, as token ids.
+
+    Special tokens are added once: by the chat template where the profile has one, else by the
+    tokenizer. The answer gets ``max_tokens``, or what the prompt leaves of ``max_model_len``; a
+    prompt that leaves less than both ``max_tokens`` and half of it is cut from the left.
+
+    Raises UserError for a tokenizer without the chat template that the profile wants, and for one
+    that does not give each choice a token of its own.
+    """
+    if not examples:
+        return []
+    profile = protocol.profile(examples[0].task)
+    questions = _questions(examples, tokenizer, profile)
+    special = profile.chat != "template"
+    texts = [question.text for question in questions]
+    ids = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    choices = questions[0].choices
+    scored = choice_ids(texts[0], choices, tokenizer, special) if choices else None
+    made = []
+    for example, question, prompt in zip(examples, questions, ids, strict=True):
+        wanted = 1 if choices else question.max_tokens
+        room = max_model_len - min(wanted, max_model_len // 2)
+        made.append(
+            GenerationRequest(
+                id=example.id,
+                prompt_ids=tuple(prompt[-room:]),
+                max_tokens=min(wanted, max_model_len - min(len(prompt), room)),
+                stop=question.stop,
+                choice_ids=scored,
+                n=1 if choices else profile.n,
+                temperature=0.0 if choices else profile.temperature,
+                top_p=profile.top_p,
+                seed=int(hashlib.sha256(example.id.encode()).hexdigest()[:8], 16) >> 1,
+                truncated=len(prompt) > room,
+            )
+        )
+    return made
+
+
+def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) -> list[_Question]:
+    if profile.library:
+        asked = lm_harness.ask(examples[0].task, [example.row for example in examples])
+        end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
+        return [
+            _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
+            for item in asked
+        ]
+    return [
+        _Question(
+            _turn(render(profile.prompt, example.row), tokenizer, profile)
+            + render(profile.prefix, example.row),
+            profile.choices,
+            profile.stop,
+            profile.max_tokens,
+        )
+        for example in examples
+    ]
+
+
+def _turn(prompt: str, tokenizer: Any, profile: Profile) -> str:
+    """The prompt as a user's turn, up to where the answer begins."""
+    if profile.chat == "none":
+        return prompt
+    if profile.chat == "tulu":
+        return f"<|user|>\n{prompt}\n<|assistant|>\n"
+    check_chat_template(tokenizer)
+    messages = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Raise UserError when the tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} has no chat template, which this protocol "
+            "wants; choose one without, such as protocol=paper"
+        )
+
+
+def choice_ids(
+    prompt: str, choices: Sequence[str], tokenizer: Any, special: bool = True
+) -> tuple[int, ...]:
+    """The token of each choice as it stands after the prompt, which is not the bare letter's."""
+    texts = [prompt, *(prompt + choice for choice in choices)]
+    prefix, *joined = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    ids = [tokens[-1] for tokens in joined]
+    extends = all(tokens[:-1] == prefix for tokens in joined)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if not extends or len(set(ids)) != len(ids) or unknown in ids:
+        raise UserError(
+            f"the tokenizer {getattr(tokenizer, 'name_or_path', '')} does not give "
+            f"{', '.join(map(repr, choices))} each a token of its own after 'Answer:'"
+        )
+    return tuple(ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Output:
+    """One sample of one item."""
+
+    example: Example
+    request: GenerationRequest
+    sample: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judgement:
+    extracted: str | None = None
+    correct: bool
+    reason: str = ""
+    tier: int | None = None
+    seconds: float
+
+
+def judge(
+    examples: Sequence[Example],
+    asked: Sequence[GenerationRequest],
+    generations: Sequence[Generation],
+    *,
+    split: str,
+    protocol: Protocol,
+    sandbox: SandboxLimits,
+) -> list[Record]:
+    """One record an output, in the order of the examples, which are of one task; code runs in the
+    sandbox.
+    """
+    if not examples:
+        return []
+    task = TASKS[examples[0].task]
+    profile, label = protocol.profile(task.name), protocol.label(task.name)
+    outputs = [
+        output
+        for item in zip(examples, asked, generations, strict=True)
+        for output in _outputs(*item, profile)
+    ]
+    return [
+        Record(
+            task=task.name,
+            split=split,
+            id=output.example.id,
+            sample=output.sample,
+            group=task.group(output.example.row),
+            profile=label,
+            prompt_hash=_hash(output.request.prompt_ids),
+            truncated=output.request.truncated,
+            output=output.text,
+            tokens=list(output.tokens),
+            choice_scores=None if output.scores is None else list(output.scores),
+            **vars(judgement),
+        )
+        for output, judgement in zip(outputs, _judgements(outputs, profile, sandbox), strict=True)
+    ]
+
+
+def _outputs(
+    example: Example, request: GenerationRequest, generation: Generation, profile: Profile
+) -> Iterator[_Output]:
+    if (scores := generation.choice_scores) is not None:
+        best = max(range(len(scores)), key=scores.__getitem__)  # of equal ones, the first
+        text = profile.choices[best]
+        yield _Output(example=example, request=request, sample=0, text=text, scores=scores)
+        return
+    for sample, (text, tokens) in enumerate(
+        zip(generation.texts, generation.token_ids, strict=True)
+    ):
+        yield _Output(example=example, request=request, sample=sample, text=text, tokens=tokens)
+
+
+def _judgements(
+    outputs: Sequence[_Output], profile: Profile, sandbox: SandboxLimits
+) -> list[_Judgement]:
+    if profile.library:
+        return _by_library(outputs)
+    if TASKS[outputs[0].example.task].kind == "code":
+        with ThreadPoolExecutor(sandbox.workers) as pool:
+            return list(pool.map(lambda output: _by_tests(output, profile, sandbox), outputs))
+    return [_by_reading(output, profile) for output in outputs]
+
+
+def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
+    begin = time.perf_counter()
+    rows = [output.example.row for output in outputs]
+    answers = [output.text if output.scores is None else output.scores for output in outputs]
+    judged = lm_harness.judge(outputs[0].example.task, rows, answers)
+    each = (time.perf_counter() - begin) / len(outputs)
+    return [_Judgement(extracted=j.extracted, correct=j.correct, seconds=each) for j in judged]
+
+
+def _by_tests(output: _Output, profile: Profile, sandbox: SandboxLimits) -> _Judgement:
+    example = output.example
+    verdict = run(
+        TASKS[example.task].program(cut(output.text, output.request.stop), example.row),
+        timeout_s=profile.timeout_s,
+        memory_mb=profile.memory_mb,
+        min_tier=sandbox.min_tier,
+    )
+    return _Judgement(
+        correct=verdict.passed, reason=verdict.reason, tier=verdict.tier, seconds=verdict.seconds
+    )
+
+
+def _by_reading(output: _Output, profile: Profile) -> _Judgement:
+    begin = time.perf_counter()
+    task, row = TASKS[output.example.task], output.example.row
+    if output.scores is not None:
+        extracted: str | None = output.text.strip()
+        correct = output.text == task.answer(row)
+    else:
+        reader = task.readers[profile.reader]
+        extracted = reader.extract(cut(output.text, output.request.stop))
+        correct = reader.correct(extracted, row)
+    seconds = time.perf_counter() - begin
+    return _Judgement(extracted=extracted, correct=correct, seconds=seconds)
+
+
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(repr(tuple(ids)).encode()).hexdigest()[:16]

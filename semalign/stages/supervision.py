@@ -1,0 +1,98 @@
+"""The teacher's stored activations as targets of the student's training (section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semalign.artifacts.activations import Column, Reader
+from semalign.config.sections import Loss
+from semalign.core.pairing import Pair
+from semalign.data.tokens import Tokens
+from semalign.models.decoder import capped
+from semalign.stages.mapping import Transport
+
+
+@dataclass(frozen=True)
+class Head:
+    """The rows of an LM head over the vocabulary two models share: (V, D), and its softcap."""
+
+    weight: Tensor
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), in the head's dtype."""
+        return capped(F.linear(hidden.to(self.weight.dtype), self.weight), self.softcap)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one student sublayer is to say: a mix of teacher layers at the same interface.
+
+    student: layer from 0. readers, weights: the teacher layers (two when interpolated) and lambda.
+    """
+
+    student: int
+    interface: str
+    readers: tuple[Reader, ...]
+    weights: tuple[float, ...]
+
+    def rows(self, examples: Sequence[int]) -> Tensor:
+        """The teacher's rows (positions, D_T) of the examples, one after the other, float32."""
+        return torch.cat(
+            [
+                sum(
+                    (
+                        w * reader[e].float()
+                        for w, reader in zip(self.weights, self.readers, strict=True)
+                    ),
+                    start=torch.zeros(()),
+                )
+                for e in examples
+            ]
+        )
+
+
+def final_column(num_layers: int) -> Column:
+    """Where the store keeps what the LM head of a model of so many layers reads."""
+    return Column(num_layers - 1, "final")
+
+
+def teacher_columns(
+    pairs: Sequence[Pair],
+    loss: Loss,
+    interfaces: Sequence[str],
+    *,
+    num_layers: int,
+    extra_layers: Sequence[int] = (),
+) -> list[Column]:
+    """What a transfer needs of its teacher of `num_layers`, without repeats; layers from 0.
+
+    The paired layers if there is an alignment term, `final` if there is a divergence, and
+    `extra_layers` in any case.
+    """
+    layers = {layer for pair in pairs for layer in pair.teacher} if loss.alpha > 0 else set()
+    columns = [Column(layer, name) for layer in layers | set(extra_layers) for name in interfaces]
+    return sorted([*columns, final_column(num_layers)] if loss.gamma > 0 else columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """The training set: tokens, the trained layer's cached inputs, and what the teacher said.
+
+    Terms of weight zero have nothing here: no `targets`, no `transport` to the student's space, no
+    LM heads over the shared vocabulary (student's, teacher's), no `final` states of the teacher.
+    Without `inputs` the student is run from its embedding on.
+    """
+
+    tokens: Sequence[Tokens]
+    first_layer: int
+    inputs: Reader | None = None
+    targets: Sequence[Target] = ()
+    transport: Transport | None = None
+    heads: tuple[Head, Head] | None = None
+    final: Reader | None = None

@@ -1,0 +1,143 @@
+"""The activation store: what is in it, what is missing, what does not fit, what is damaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.artifacts.files import write_text
+from semalign.data.tokens import Tokens
+from semalign.errors import UserError
+
+TOKENS = [Tokens(str(n), tuple(range(n)), 1) for n in (3, 5, 2, 4, 6)]
+IDENTITY = Identity(
+    model="m", tokenizer="t", dataset="d", examples=5, positions="all",
+    dtype="bfloat16", compute_dtype="float32", width=4, shard_examples=2,
+)  # fmt: skip
+COLUMN = Column(3, "mlp")
+
+
+def rows_of(shard: range, width: int = 4) -> torch.Tensor:
+    """Row (example e, position t) is filled with 10 e + t: exact in bfloat16."""
+    values = [10.0 * e + t for e in shard for t in range(len(TOKENS[e].ids))]
+    return torch.tensor(values)[:, None].expand(-1, width)
+
+
+def filled(path: Path, columns: tuple[Column, ...] = (COLUMN,)) -> ActivationStore:
+    store = ActivationStore(path, IDENTITY)
+    for column in columns:
+        for shard in range(store.num_shards):
+            store.write(column, shard, rows_of(store.shard_of(shard)))
+    store.commit(columns)
+    return store
+
+
+def test_rows_come_back_by_example(tmp_path: Path) -> None:
+    filled(tmp_path)
+    reader = ActivationStore(tmp_path, IDENTITY).reader(COLUMN, TOKENS)
+    assert len(reader) == 5
+    for e, example in enumerate(TOKENS):
+        assert reader[e].dtype == torch.bfloat16
+        assert reader[e][:, 0].tolist() == [10.0 * e + t for t in range(len(example.ids))]
+
+
+def test_rows_of_examples_cut_short(tmp_path: Path) -> None:
+    """Examples 0, 2 and 3 end earlier now; the rows of all stay where they are."""
+    kept = [replace(t, ids=t.ids[:n]) for t, n in zip(TOKENS, (1, 5, 1, 2, 6), strict=True)]
+    reader = filled(tmp_path).reader(COLUMN, TOKENS, kept)
+    for e, example in enumerate(kept):
+        assert reader[e][:, 0].tolist() == [10.0 * e + t for t in range(len(example.ids))]
+
+
+def test_reading_is_a_memory_map(tmp_path: Path) -> None:
+    reader = filled(tmp_path).reader(COLUMN, TOKENS)
+    path = str(tmp_path / "mlp.3")
+    reader[0].sum()
+    assert path in Path("/proc/self/maps").read_text()
+    assert reader[0].untyped_storage().data_ptr() == reader[1].untyped_storage().data_ptr()
+
+
+def test_only_missing_shards_and_columns_are_asked_for(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, IDENTITY)
+    assert store.missing([COLUMN]) == {0: [COLUMN], 1: [COLUMN], 2: [COLUMN]}
+    store.write(COLUMN, 1, rows_of(store.shard_of(1)))
+    assert store.missing([COLUMN]) == {0: [COLUMN], 2: [COLUMN]}
+    other = Column(1, "mlp")
+    store = filled(tmp_path)
+    assert store.missing([COLUMN, other]) == {0: [other], 1: [other], 2: [other]}
+
+
+def test_a_column_counts_only_when_committed(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, IDENTITY)
+    store.write(COLUMN, 0, rows_of(store.shard_of(0)))
+    with pytest.raises(UserError, match=r"no column mlp\.3 .*holds nothing"):
+        store.reader(COLUMN, TOKENS)
+
+
+def test_what_another_commits_meanwhile_stays(tmp_path: Path) -> None:
+    mine, other = Column(1, "mlp"), Column(2, "mlp")
+    store = filled(tmp_path)
+    filled(tmp_path, (other,))
+    filled(tmp_path, (mine,))
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    store.commit([COLUMN])  # nothing new
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+    store.commit([mine])
+    assert store.columns.keys() == {"mlp.1", "mlp.2", "mlp.3"}
+    assert ActivationStore(tmp_path, IDENTITY).columns == store.columns
+
+
+def test_a_text_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "report.md"
+    write_text(file, "before")
+
+    def fail(path: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match=r"report\.md: cannot be written \(No space left"):
+        write_text(file, "after")
+    assert file.read_text() == "before"
+
+
+@pytest.mark.parametrize("field", ["model", "tokenizer", "dtype", "dataset", "positions"])
+def test_another_request_is_refused_with_the_difference(tmp_path: Path, field: str) -> None:
+    filled(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"does not fit the request \({field}: has .*, wanted zz\)"
+    ):
+        ActivationStore(tmp_path, replace(IDENTITY, **{field: "zz"}))
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    filled(tmp_path)
+    shard = tmp_path / "mlp.3" / "00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"00001\.safetensors: shard is missing or damaged"):
+        ActivationStore(tmp_path, IDENTITY).verify([COLUMN])
+
+
+def test_a_cut_shard_is_one_line(tmp_path: Path) -> None:
+    filled(tmp_path)
+    shard = tmp_path / "mlp.3" / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"00001\.safetensors: shard cannot be read"):
+        ActivationStore(tmp_path, IDENTITY).reader(COLUMN, TOKENS)
+
+
+def test_another_dataset_is_refused(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    with pytest.raises(UserError, match=r"column mlp\.3 has 20 rows, the dataset 14 positions"):
+        store.reader(COLUMN, TOKENS[:4])
+
+
+def test_bytes_are_two_a_number(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    headers = 3 * 200
+    assert 20 * 4 * 2 < store.bytes([COLUMN]) < 20 * 4 * 2 + headers

@@ -1,0 +1,75 @@
+"""What is stored is what the whole model says, whatever the batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.data.tokens import Tokens
+from semalign.errors import UserError
+from semalign.models.decoder import capture, find_decoder, run_base
+from semalign.models.heads import read_lm_head
+from semalign.models.loading import load_model
+from semalign.stages.extraction import extract_shard
+from semalign.stages.supervision import Head, final_column
+
+
+def identity(examples: int, positions: str, width: int) -> Identity:
+    return Identity(
+        model="m", tokenizer="t", dataset="d", examples=examples, positions=positions,
+        dtype="float32", compute_dtype="float32", width=width, shard_examples=4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("positions", ["all", "answer"])
+def test_stored_rows_equal_one_by_one(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path, positions: str
+) -> None:
+    columns = [Column(1, "mlp"), Column(2, "attn"), Column(2, "input")]
+    store = ActivationStore(tmp_path, identity(len(tokens), positions, 48))
+    cut = load_model(family["teacher"], dtype="float32", num_layers=3)
+    for shard, wanted in store.missing(columns).items():
+        members = [tokens[e] for e in store.shard_of(shard)]
+        rows = extract_shard(cut, store, shard, wanted, members, batch_tokens=300)
+        assert rows == sum(len(range(len(m.ids))[m.align_positions(positions)]) for m in members)
+    store.commit(columns)
+    whole = find_decoder(load_model(family["teacher"], dtype="float32"))
+    wanted = [(c.layer, c.interface) for c in columns]
+    for e, example in enumerate(tokens):
+        ids = torch.tensor([example.ids])
+        with torch.no_grad(), capture(whole, wanted) as seen:
+            run_base(whole, ids, torch.ones_like(ids))
+        for column in columns:
+            expected = seen[column.layer, column.interface][0, example.align_positions(positions)]
+            torch.testing.assert_close(store.reader(column, tokens)[e], expected)
+
+
+def test_logits_come_back_from_the_stored_final_states(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    column = final_column(5)
+    store = ActivationStore(tmp_path, identity(len(tokens), "answer", 48))
+    teacher = load_model(family["teacher"], dtype="float32")
+    for shard in store.missing([column]):
+        members = [tokens[e] for e in store.shard_of(shard)]
+        extract_shard(teacher, store, shard, [column], members, batch_tokens=300)
+    store.commit([column])
+    head = Head(read_lm_head(str(family["teacher"])), None)
+    reader = store.reader(column, tokens)
+    for e, example in enumerate(tokens):
+        with torch.no_grad():
+            scores = teacher(torch.tensor([example.ids])).logits[0]
+        expected = scores[example.supervised_positions]
+        torch.testing.assert_close(head.logits(reader[e]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_last_layer_has_final_states(family: dict[str, Path]) -> None:
+    decoder = find_decoder(load_model(family["teacher"], dtype="float32", num_layers=3))
+    with (
+        pytest.raises(UserError, match=r"layer 2 .*only the last of the 3 layers"),
+        capture(decoder, [(1, "final")]),
+    ):
+        pass
