@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
-from semalign.models.partial import PassThrough
 
 INTERFACES = ("block", "attn", "mlp")
 
@@ -30,6 +29,23 @@ _POST_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
 )
+
+
+class PassThrough(nn.Module):
+    """Stands in for a layer without its cost: no parameters, hands its input on.
+
+    Keeps the plain attributes of the layer (such as Qwen2's `attention_type`) that a model reads
+    while it walks through its layers.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for key, value in vars(layer).items():
+            if not key.startswith("_") and isinstance(value, str | int | float | bool):
+                setattr(self, key, value)
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
 
 
 @dataclass(frozen=True, kw_only=True)

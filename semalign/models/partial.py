@@ -9,24 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from semalign.models.decoder import Decoder, to_device_of
-
-
-class PassThrough(nn.Module):
-    """Stands in for a layer without its cost: no parameters, hands its input on.
-
-    Keeps the plain attributes of the layer (such as Qwen2's `attention_type`) that a model reads
-    while it walks through its layers.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        for key, value in vars(layer).items():
-            if not key.startswith("_") and isinstance(value, str | int | float | bool):
-                setattr(self, key, value)
-
-    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
+from semalign.models.decoder import Decoder, PassThrough, to_device_of
 
 
 @contextmanager

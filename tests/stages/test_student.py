@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from semalign.artifacts.activations import Column
 from semalign.data.tokens import Tokens
 from semalign.models.adapters import trainable_state
-from semalign.models.decoder import find_decoder
+from semalign.models.decoder import PassThrough, find_decoder
 from semalign.models.heads import read_lm_head
 from semalign.models.loading import load_model
-from semalign.models.partial import PassThrough
 from semalign.stages.job import TrainJob
 from semalign.stages.prepare import build_tail
 from semalign.stages.student import StudentTail

@@ -1,0 +1,42 @@
+"""Named things that users may add to: methods, pairing strategies, objectives, maps, tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from semalign.errors import UserError, nearest
+
+Thing = TypeVar("Thing")
+
+
+class Registry(Mapping[str, Thing], Generic[Thing]):
+    """The registered things of one kind by name, in the order of their registration.
+
+    `kind` is what error messages call them, such as "method".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._things: dict[str, Thing] = {}
+
+    def register(self, name: str, thing: Thing) -> Thing:
+        """Add or replace a thing; returns it."""
+        self._things[name] = thing
+        return thing
+
+    def find(self, name: str, setting: str | None = None) -> Thing:
+        """The thing of that name. Raises UserError with the setting and the nearest name."""
+        if name not in self._things:
+            where = f"{setting}={name}" if setting else f"{self.kind} '{name}' is unknown"
+            raise UserError(f"{where}: {nearest(name, self._things)}")
+        return self._things[name]
+
+    def __getitem__(self, name: str) -> Thing:
+        return self._things[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        return len(self._things)
