@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from semalign.errors import UserError, nearest
+from semalign.errors import UserError
+from semalign.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,45 @@ class Request:
 
 # A pair in the paper's numbering: {teacher layer: weight}, student layer.
 PaperPair = tuple[dict[int, float], int]
-Strategy = Callable[[Request], list[PaperPair]]
-STRATEGIES: dict[str, Strategy] = {}
+PairFunction = Callable[[Request], list[PaperPair]]
 
 
-def strategy(function: Strategy) -> Strategy:
-    """Register a pairing strategy under its function's name."""
-    STRATEGIES[function.__name__] = function
-    return function
+@dataclass(frozen=True)
+class Strategy:
+    """A way to pair layers, and what it depends on: `critical` (the attributed layers), their
+    `count` alone, the layers' `similarity`, the `explicit` pairs, the `seed`.
+    """
+
+    pair: PairFunction
+    looks_at: frozenset[str]
+
+    @property
+    def description(self) -> str:
+        return (self.pair.__doc__ or "").partition("\n")[0]
+
+
+STRATEGIES: Registry[Strategy] = Registry("pairing strategy")
+
+
+def register_pairing(
+    name: str, pair: PairFunction, *, looks_at: Iterable[str] = ("critical",)
+) -> None:
+    """Add a pairing strategy.
+
+    **Arguments**: `pair` takes a `Request` and returns pairs in the paper's numbering; `looks_at`
+    names what of the request it reads (see `Strategy`): no more is computed for it.
+    """
+    STRATEGIES.register(name, Strategy(pair, frozenset(looks_at)))
+
+
+def _strategy(*looks_at: str) -> Callable[[PairFunction], PairFunction]:
+    """Register a strategy under its function's name."""
+
+    def register(function: PairFunction) -> PairFunction:
+        register_pairing(function.__name__, function, looks_at=looks_at)
+        return function
+
+    return register
 
 
 def paper_number(layer: int) -> int:
@@ -113,7 +145,7 @@ def interpolation(
     return a, a + 1, float(min(max(u - a, Fraction(0)), Fraction(1)))
 
 
-@strategy
+@_strategy("critical")
 def proportional(request: Request) -> list[PaperPair]:
     """(l_{k-dagger}^T, k-dagger): the teacher layer at the student layer's own depth."""
     sizes = request.num_teacher_layers, request.num_student_layers
@@ -121,14 +153,14 @@ def proportional(request: Request) -> list[PaperPair]:
     return [({teacher_counterpart(k, *sizes): 1.0}, k) for k in students]
 
 
-@strategy
+@_strategy("critical")
 def attributed(request: Request) -> list[PaperPair]:
     """(l*, k-dagger): the critical teacher layer itself."""
     sizes = request.num_teacher_layers, request.num_student_layers
     return [({layer: 1.0}, k_dagger(layer, *sizes)) for layer in request.critical]
 
 
-@strategy
+@_strategy("critical")
 def interpolated(request: Request) -> list[PaperPair]:
     """((1 - lambda) a + lambda b, k-dagger): the two teacher layers around k-dagger's depth."""
     sizes = request.num_teacher_layers, request.num_student_layers
@@ -140,7 +172,7 @@ def interpolated(request: Request) -> list[PaperPair]:
     return pairs
 
 
-@strategy
+@_strategy("critical", "similarity")
 def cka(request: Request) -> list[PaperPair]:
     """(l*, the student layer of highest linear CKA with l*); of equals the shallowest."""
     if request.similarity is None:
@@ -154,7 +186,7 @@ def cka(request: Request) -> list[PaperPair]:
     return pairs
 
 
-@strategy
+@_strategy("explicit")
 def explicit(request: Request) -> list[PaperPair]:
     """The user's own (teacher, student) pairs, counted from 1."""
     if not request.explicit:
@@ -162,7 +194,7 @@ def explicit(request: Request) -> list[PaperPair]:
     return [({teacher: 1.0}, student) for teacher, student in request.explicit]
 
 
-@strategy
+@_strategy("critical")
 def reverse(request: Request) -> list[PaperPair]:
     """Negative control: (l*, L_S + 1 - k-dagger), the wrong end of the student.
 
@@ -173,13 +205,13 @@ def reverse(request: Request) -> list[PaperPair]:
     return [({layer: 1.0}, top - k_dagger(layer, *sizes)) for layer in request.critical]
 
 
-@strategy
+@_strategy()
 def last(request: Request) -> list[PaperPair]:
     """Control: last teacher layer with last student layer, whatever attribution says."""
     return [({request.num_teacher_layers: 1.0}, request.num_student_layers)]
 
 
-@strategy
+@_strategy("count", "seed")
 def random(request: Request) -> list[PaperPair]:
     """Control: as many pairs of distinct layers as there are critical ones, drawn from the seed."""
     sizes = request.num_teacher_layers, request.num_student_layers
@@ -208,10 +240,7 @@ def pair_layers(
     **Raises** `UserError` for an unknown strategy, a layer out of range, and a similarity that is
     missing, not finite or of another shape.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(
-            f"pairing.strategy '{strategy}' is unknown: {nearest(strategy, STRATEGIES)}"
-        )
+    chosen = STRATEGIES.find(strategy, "pairing.strategy")
     request = Request(
         num_teacher_layers=num_teacher_layers,
         num_student_layers=num_student_layers,
@@ -221,7 +250,7 @@ def pair_layers(
         similarity=_checked(similarity, num_teacher_layers, num_student_layers),
     )
     pairs: dict[int, Pair] = {}
-    for weights, student in STRATEGIES[strategy](request):
+    for weights, student in chosen.pair(request):
         # A teacher layer of weight 0 need not be extracted (and b may lie beyond the last layer).
         mixture = {layer: weight for layer, weight in weights.items() if weight > 0}
         for layer in mixture:

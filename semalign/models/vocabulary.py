@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,12 @@ class Overlap:
     teacher_ids: torch.Tensor
     fraction: float
     student_to_teacher: torch.Tensor
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of the pairs of ids."""
+        pairs = torch.stack([self.student_ids, self.teacher_ids]).numpy()
+        return hashlib.sha256(pairs.tobytes()).hexdigest()[:16]
 
 
 def vocabulary_overlap(
