@@ -75,6 +75,18 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise UserError(f"{folder}/config.json cannot be used: {_first_line(error)}") from error
 
 
+def attention_implementation(config: Any) -> str | None:
+    """The fastest attention that computes what the configuration asks for: `eager` or transformers'
+    own choice (None), which is `sdpa` where the architecture supports it.
+
+    PyTorch's fused attention has no soft cap on logits (Gemma2, VaultGemma): with it transformers
+    leaves the cap out without an error. Attention sinks (gpt-oss) need no rule of ours: their
+    architectures refuse `sdpa`, and transformers then chooses `eager`.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if capped else None
+
+
 def load_model(
     path: str | Path,
     *,
@@ -82,14 +94,15 @@ def load_model(
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     num_layers: int | None = None,
-    attn: str = "sdpa",
+    attn: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """A causal language model in evaluation mode, all parameters frozen.
 
     **Arguments**: `device` puts the whole model there; `device_map="auto"` spreads it over the
     devices instead. `num_layers` keeps the first so many layers (0-based layers 0..num_layers-1);
-    the weights of deeper ones are never read.
+    the weights of deeper ones are never read. `attn` is transformers' attention implementation
+    (default: `attention_implementation` of the configuration).
 
     **Raises** `UserError` for a missing model, an unknown dtype, weights that are absent from the
     checkpoint (such as a missing LM head), or an architecture that is no causal language model.
@@ -108,7 +121,7 @@ def load_model(
             config=config,
             dtype=_DTYPES[dtype],
             device_map=device_map,
-            attn_implementation=attn,
+            attn_implementation=attn or attention_implementation(config),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
             trust_remote_code=trust_remote_code,

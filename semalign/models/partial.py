@@ -19,7 +19,6 @@ def resume_from(decoder: Decoder, k: int, hidden: Tensor) -> Iterator[None]:
     The model's own forward pass makes masks, positions and rotary embeddings, so nothing is
     written twice and every architecture keeps its ways; layer indices stay what they are.
     """
-    skipped = list(decoder.layers[:k])
 
     def replace_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
@@ -30,12 +29,33 @@ def resume_from(decoder: Decoder, k: int, hidden: Tensor) -> Iterator[None]:
         replace_input, with_kwargs=True, prepend=True
     )
     try:
-        for index, layer in enumerate(skipped):
+        with _passed_through(decoder, range(k)):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def stopping_after(decoder: Decoder, layer: int) -> Iterator[None]:
+    """Within the context `run_base` computes layers 0..layer alone, as if the model had no others.
+
+    What is captured, and what `run_base` returns, is equal to the bit to that of the model loaded
+    with `num_layers = layer + 1`. Deeper layers are put back at the end, even after an exception.
+    """
+    with _passed_through(decoder, range(layer + 1, len(decoder.layers))):
+        yield
+
+
+@contextmanager
+def _passed_through(decoder: Decoder, indices: range) -> Iterator[None]:
+    """Within the context the layers of these indices hand their input on."""
+    replaced = {index: decoder.layers[index] for index in indices}
+    try:
+        for index, layer in replaced.items():
             decoder.layers[index] = PassThrough(layer)
         yield
     finally:
-        handle.remove()
-        for index, layer in enumerate(skipped):
+        for index, layer in replaced.items():
             decoder.layers[index] = layer
 
 

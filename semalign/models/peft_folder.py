@@ -45,7 +45,11 @@ def adapter_rank(folder: str | Path) -> int:
 
 
 def check_adapter(
-    folder: str | Path, model: str | Path, *, trust_remote_code: bool = False
+    folder: str | Path,
+    model: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    cache: Path | None = None,
 ) -> None:
     """Raise UserError when the adapter is not one of this model.
 
@@ -69,7 +73,7 @@ def check_adapter(
                     f"{wide[0]} x {wide[1]}; it is one of {base}"
                 )
     here = base.startswith("zoo/") or (Path(base) / "config.json").is_file()
-    if here and model_fingerprint(base) != model_fingerprint(model):
+    if here and model_fingerprint(base, cache=cache) != model_fingerprint(model, cache=cache):
         raise UserError(f"adapter {folder}: made for {base}, whose weights {model} has not")
 
 
