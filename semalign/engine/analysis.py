@@ -16,13 +16,13 @@ import ray
 from semalign.analysis.draw import DRAW, TABLE
 from semalign.analysis.inputs import Inputs, load_inputs
 from semalign.artifacts.files import sha256, write_json
+from semalign.config.dotted import flat
 from semalign.config.jobs import AnalysisJob
 from semalign.engine import remote
 from semalign.engine.cluster import check_resources, cluster_resources, connect
 from semalign.engine.tracking import Run, recorded, to_open
 from semalign.report import table
 from semalign.stages.inputs import check_writable
-from semalign.sweep.axes import flat
 
 _FIGURE, _DATA, _MANIFEST = "figure.png", "data.json", "manifest.json"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
 from semalign.data.root import data_root
@@ -20,7 +21,6 @@ from semalign.engine.tracking import Run, to_open
 from semalign.engine.training import HISTORY
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired
-from semalign.sweep.axes import flat
 from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"

@@ -9,6 +9,7 @@ from typing import Any
 
 from semalign.artifacts import records
 from semalign.artifacts.files import content_key
+from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.config.sections import Evaluation as Settings
 from semalign.data.root import data_root
@@ -22,7 +23,6 @@ from semalign.models.loading import load_config
 from semalign.models.peft_folder import adapter_fingerprint
 from semalign.stages.inputs import check_writable
 from semalign.stages.scoring import SandboxLimits, chosen_protocol
-from semalign.sweep.axes import flat
 from semalign.tasks import load_split
 
 _SHAPE = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from semalign.artifacts.files import write_text
+from semalign.config.dotted import flat
 from semalign.config.jobs import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Evaluation
@@ -12,7 +13,6 @@ from semalign.engine.steps import Steps
 from semalign.engine.tracking import Run, to_open
 from semalign.report import comparison, table
 from semalign.report import sweep as report
-from semalign.sweep.axes import flat
 from semalign.sweep.summary import Summary
 from semalign.sweep.trials import Trial
 from semalign.sweep.trials import show as said
