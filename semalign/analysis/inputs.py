@@ -1,14 +1,14 @@
-"""What a figure of the analysis starts from: checked settings and tokens; no weight is loaded."""
+"""Checked settings and tokens for a figure of the analysis; no weight is loaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from semalign.analysis.figure import FIGURES, AnalysisFigure, FigureInputs
 from semalign.artifacts.files import content_key
 from semalign.config.jobs import AnalysisJob
 from semalign.data.root import data_root
-from semalign.data.tokens import Tokens, fingerprint, tokenise, translate
+from semalign.data.tokens import fingerprint, tokenise, translate
 from semalign.errors import UserError
 from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
 from semalign.models.heads import find_lm_head
@@ -17,58 +17,38 @@ from semalign.models.peft_folder import adapter_fingerprint, check_adapter
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.tasks import load_split
 
-MODELS = {
-    "decomposition": ("model",),
-    "similarity": ("teacher", "student"),
-    "attribution": ("teacher",),
-}
-_SETTINGS = {
-    "decomposition": ("seed",),
-    "similarity": ("adapter", "alignment", "positions", "seed"),
-    "attribution": (),
-}
 
+def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
+    """The inputs of the job's figure, after every check that needs no weights.
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Examples as ids of the model, or of student and teacher, and the name of what they give."""
-
-    key: str
-    tokens: list[Tokens]
-    teacher_tokens: list[Tokens]
-    overlap: Overlap | None
-
-
-def load_inputs(job: AnalysisJob) -> Inputs:
-    """Read and check everything that can be checked before weights are loaded.
-
-    The key names whatever determines the figure: weights, tokens, its settings, the dtype. Raises
-    UserError for a key that the figure does not use, missing models, data or adapters, and models
-    whose vocabularies are too different (`alignment.min_overlap`).
+    The key depends on everything that determines the figure: weights, tokens, its settings, the
+    dtype. Raises UserError for a setting that the figure does not use, missing models, data or
+    adapters, and models whose vocabularies are too different (`alignment.min_overlap`).
     """
-    _refuse_unused(job)
+    figure = FIGURES.find(job.figure, "figure")
+    _refuse_unused(job, figure)
     trust = job.trust_remote_code
-    paths = [getattr(job, name) for name in MODELS[job.figure]]
+    paths = [getattr(job, name) for name in figure.models]
     for path in paths:
         find_lm_head(path, trust_remote_code=trust)
     tokenizers = [load_tokenizer(path, trust_remote_code=trust) for path in paths]
     examples = load_split(data_root(job.root), job.task, job.split)[: job.limit]
     tokens = teacher_tokens = tokenise(examples, tokenizers[-1], max_length=job.max_length)
     overlap = None
-    if job.figure == "similarity":
+    if len(paths) == 2:
         overlap = _overlap(job, *tokenizers)
         teacher_tokens = translate(tokens, overlap.student_to_teacher)
-    prints = [[model_fingerprint(path), tokenizer_fingerprint(path)] for path in paths]
+    fingerprints = [[model_fingerprint(path), tokenizer_fingerprint(path)] for path in paths]
     if job.adapter is not None:
         check_adapter(job.adapter, job.student, trust_remote_code=trust)
-        prints.append([adapter_fingerprint(job.adapter)])
+        fingerprints.append([adapter_fingerprint(job.adapter)])
     used = job.model_dump(
         mode="json",
-        include=set(_SETTINGS[job.figure]) - {"adapter"},
+        include=set(figure.settings) - {"adapter"},
         exclude={"alignment": {"min_overlap"}},
     )
-    return Inputs(
-        key=content_key(job.figure, prints, fingerprint(tokens), used, job.dtype),
+    return FigureInputs(
+        key=content_key(job.figure, fingerprints, fingerprint(tokens), used, job.dtype),
         tokens=tokens,
         teacher_tokens=teacher_tokens,
         overlap=overlap,
@@ -93,11 +73,12 @@ def _overlap(job: AnalysisJob, teacher: Any, student: Any) -> Overlap:
     return overlap
 
 
-def _refuse_unused(job: AnalysisJob) -> None:
-    own = {name: {*MODELS[name], *_SETTINGS[name]} for name in MODELS}
-    unused = set().union(*own.values()) - own[job.figure]
-    if given := sorted(job.model_fields_set & unused):
+def _refuse_unused(job: AnalysisJob, figure: AnalysisFigure) -> None:
+    """Raise UserError for a given setting that only other figures use."""
+    used = {*figure.models, *figure.settings}
+    others = {name for other in FIGURES.values() for name in (*other.models, *other.settings)}
+    if given := sorted(job.model_fields_set & (others - used)):
         raise UserError(
             f"{given[0]}: figure={job.figure} does not use it; expected some of: "
-            f"{', '.join(sorted(own[job.figure]))}"
+            f"{', '.join(sorted(used))}"
         )

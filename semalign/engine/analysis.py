@@ -13,8 +13,9 @@ from typing import Any
 
 import ray
 
-from semalign.analysis.draw import DRAW, TABLE
-from semalign.analysis.inputs import Inputs, load_inputs
+from semalign.analysis import FIGURES
+from semalign.analysis.figure import FigureInputs
+from semalign.analysis.inputs import load_figure_inputs
 from semalign.artifacts.files import sha256, write_json
 from semalign.config.dotted import flat
 from semalign.config.jobs import AnalysisJob
@@ -32,7 +33,7 @@ def run_analysis(job: AnalysisJob) -> Path:
 
     Raises UserError for bad input and for more CPUs or GPUs than the cluster has.
     """
-    inputs = load_inputs(job)
+    inputs = load_figure_inputs(job)
     check_writable(job.work)
     with connect(job.cluster.address):
         check_resources(job, cluster_resources())
@@ -46,7 +47,7 @@ def run_analysis(job: AnalysisJob) -> Path:
 
 def show_analysis_plan(job: AnalysisJob) -> None:
     """Print what would be measured and where it goes; loads no weights."""
-    inputs = load_inputs(job)
+    inputs = load_figure_inputs(job)
     folder = _folder(job, inputs)
     tokens = sum(len(example.ids) for example in inputs.tokens)
     there = (folder / _MANIFEST).exists()
@@ -55,18 +56,18 @@ def show_analysis_plan(job: AnalysisJob) -> None:
     print(f"{folder}{', already there' if there else ''}")
 
 
-def _folder(job: AnalysisJob, inputs: Inputs) -> Path:
+def _folder(job: AnalysisJob, inputs: FigureInputs) -> Path:
     return job.work / "analyses" / f"{job.figure}-{inputs.key}"
 
 
-def _make(job: AnalysisJob, inputs: Inputs) -> Path:
+def _make(job: AnalysisJob, inputs: FigureInputs) -> Path:
     """The folder of the figure, whole."""
     folder = _folder(job, inputs)
     if (folder / _MANIFEST).exists():
         return folder
     task = remote.analyze.options(num_cpus=job.num_cpus, num_gpus=job.num_gpus)
     write_json(folder / _DATA, ray.get(task.remote(job, inputs)))
-    DRAW[job.figure](_read(folder / _DATA)).savefig(folder / _FIGURE, dpi=150)
+    FIGURES[job.figure].draw(_read(folder / _DATA)).savefig(folder / _FIGURE, dpi=150)
     files = {name: sha256(folder / name) for name in (_FIGURE, _DATA)}
     settings = job.model_dump(mode="json", exclude={"cluster", "tracking", "workdir"})
     write_json(folder / _MANIFEST, {"sha256": files, "settings": settings})
@@ -82,7 +83,7 @@ def _record(run: Run, job: AnalysisJob, folder: Path) -> None:
 
 def _show(job: AnalysisJob, folder: Path, run: Run) -> None:
     console = table.new_console()
-    console.print(table.terminal(*TABLE[job.figure](_read(folder / _DATA))))
+    console.print(table.terminal(*FIGURES[job.figure].table(_read(folder / _DATA))))
     console.print(f"figure and data: {folder}")
     console.print(to_open(job, run))
 

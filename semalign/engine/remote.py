@@ -6,17 +6,19 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from semalign.analysis.inputs import Inputs
 from semalign.artifacts.files import sha256, write_json
 from semalign.config.jobs import AnalysisJob, Config
 from semalign.config.sections import Seeking
 from semalign.engine.training import HISTORY, MEASURED
 from semalign.models.fingerprints import model_fingerprint
 from semalign.stages.job import ModelSpec, TrainJob
+
+if TYPE_CHECKING:
+    from semalign.analysis.figure import FigureInputs
 
 
 @ray.remote(max_retries=2)
@@ -152,7 +154,7 @@ def laten(
 
 
 @ray.remote(max_retries=2)
-def analyze(job: AnalysisJob, inputs: Inputs) -> dict[str, Any]:
+def analyze(job: AnalysisJob, inputs: FigureInputs) -> dict[str, Any]:
     """The data of a figure. Memory for all models that it looks at."""
     import torch
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign import cli
-from semalign.analysis.inputs import load_inputs
+from semalign.analysis.inputs import load_figure_inputs
 from semalign.analysis.measure import measure
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
@@ -65,7 +65,7 @@ def test_one_job_leaves_a_figure_its_data_and_a_run(
     said = capsys.readouterr().out
     assert "most similar layer of zoo/teacher" in said and str(folder) in said
     data = json.loads((folder / "data.json").read_text())
-    expected = measure(job, load_inputs(job), load_model)
+    expected = measure(job, load_figure_inputs(job), load_model)
     for panel, wanted in zip(data["panels"], expected["panels"], strict=True):
         for row, wanted_row in zip(panel["exact"], wanted["exact"], strict=True):
             assert row == pytest.approx(wanted_row, abs=1e-5)
