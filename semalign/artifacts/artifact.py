@@ -84,7 +84,7 @@ class Artifact(ABC):
         """What the progress line tells about it, once it is made."""
         return []
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Path) -> None:  # noqa: B027 -- most have nothing to check
         """Raise UserError when what is there is damaged."""
 
     def is_made(self, folder: Path) -> bool:

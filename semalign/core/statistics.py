@@ -148,7 +148,9 @@ def paired_bootstrap(
     )
 
 
-def compare(first: Mapping[str, float | int], second: Mapping[str, float], *, metric: str) -> Comparison:
+def compare(
+    first: Mapping[str, float | int], second: Mapping[str, float | int], *, metric: str
+) -> Comparison:
     """Two candidates' per-item scores, by item id, on the same items: second minus first.
 
     The p-value is McNemar's for ``accuracy`` with answers that are right or wrong, and the paired

@@ -1,0 +1,143 @@
+"""Judged records of one candidate on one split, as an artifact: what decides them, what they cost.
+
+They are made batch by batch by engines and sandboxes (see engine/evaluation.py), in their folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from semalign.artifacts.artifact import Artifact, Cost, Json
+from semalign.artifacts.files import content_key
+from semalign.artifacts.host import Host
+from semalign.artifacts.records import Journal
+from semalign.config.jobs import Config
+from semalign.config.sections import Evaluation
+from semalign.data.root import data_root
+from semalign.models.peft_folder import adapter_fingerprint
+from semalign.models.reference import Model
+from semalign.stages.scoring import chosen_protocol
+from semalign.tasks import Example, find_task, load_split
+from semalign.tasks.protocols import Protocol
+
+_FILE = "records.parquet"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A model to score: a base model, or a base model with a LoRA adapter in PEFT's layout.
+
+    The model's dtype is the one that it is run in.
+    """
+
+    name: str
+    model: Model
+    adapter: str | None = None
+
+    @property
+    def identity(self) -> Json:
+        """Everything of it that decides its answers."""
+        model = self.model
+        served = {**model.identity, "tokens": model.tokens, "serving": model.serving}
+        if self.adapter is None:
+            return served
+        return {**served, "adapter": adapter_fingerprint(self.adapter)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Records(Artifact):
+    """What a candidate answered to the examples of a split, and the verdicts."""
+
+    kind = "records"
+    folder = "records"
+    stage = "evaluate"
+    in_place = True
+
+    candidate: Candidate
+    task: str
+    split: str
+    examples: Sequence[Example]
+    protocol: Protocol
+    max_model_len: int
+    min_tier: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.task}-{self.split}"
+
+    def identity(self) -> Json:
+        code = find_task(self.task).kind == "code"
+        return {
+            "candidate": self.candidate.identity,
+            "examples": examples_key(self.examples),
+            "split": self.split,
+            "profile": self.protocol.label(self.task),
+            "max_model_len": self.max_model_len,
+            "min_tier": self.min_tier if code else None,
+        }
+
+    @property
+    def requests(self) -> int:
+        """Prompts, each as often as it is sampled."""
+        profile = self.protocol.profile(self.task)
+        return len(self.examples) * (1 if profile.choices else profile.n)
+
+    def cost(self) -> Cost:
+        """Of the engine's weights alone: how long answers are is not known before."""
+        return Cost(memory=self.candidate.model.bytes)
+
+    def file(self, folder: Path) -> Path:
+        return folder / _FILE
+
+    def is_made(self, folder: Path) -> bool:
+        return self.file(folder).exists()
+
+    def journal(self, folder: Path) -> Journal:
+        """The records so far, to which judged batches are added."""
+        return Journal(self.file(folder), [example.id for example in self.examples])
+
+    def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
+        raise NotImplementedError("records are made by engines: see evaluate")
+
+
+def examples_key(examples: Sequence[Example]) -> str:
+    """A hash of the rows as they are in the files."""
+    return content_key([asdict(example) for example in examples])
+
+
+def evaluated_content(config: Config) -> list[Any]:
+    """What the evaluation settings of a transfer only name: rows and protocol, hashed."""
+    settings, root = config.evaluation, data_root(config.evaluation.root or config.data.root)
+    rows = [
+        [task, split, examples_key(load_split(root, task, split))]
+        for task in settings.tasks
+        for split in settings.splits
+    ]
+    return [chosen_protocol(settings).hash, rows]
+
+
+def evaluated_items(settings: Evaluation, root: Path) -> int:
+    """Requests that one candidate answers."""
+    protocol = chosen_protocol(settings)
+    profiles = {task: protocol.profile(task) for task in settings.tasks}
+    return sum(
+        len(load_split(root, task, split)) * (1 if profile.choices else profile.n)
+        for task, profile in profiles.items()
+        for split in settings.splits
+    )
+
+
+def evaluation_cost(
+    settings: Evaluation, *, answered: float, mean_length: float, largest: int
+) -> Cost:
+    """`answered`: requests times the weights of the model that answers, over all candidates;
+    `largest`: bytes of one's weights. `mean_length` of the training rows stands for the answers'.
+    """
+    return Cost(
+        operations=2.0 * answered * math.ceil(mean_length),
+        memory=largest + int(settings.kv_cache_gb * 2**30),
+    )
