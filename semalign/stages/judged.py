@@ -5,6 +5,8 @@ They are made batch by batch by engines and sandboxes (see engine/evaluation.py)
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,17 +16,28 @@ from typing import Any
 from semalign.artifacts.artifact import Artifact, Cost, Json
 from semalign.artifacts.files import content_key
 from semalign.artifacts.host import Host
-from semalign.artifacts.records import Journal
+from semalign.artifacts.records import Journal, Record
 from semalign.config.jobs import Config
-from semalign.config.sections import Evaluation
+from semalign.config.sections import Evaluation, Sandbox
 from semalign.data.root import data_root
+from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import adapter_fingerprint
 from semalign.models.reference import Model
-from semalign.stages.scoring import chosen_protocol
+from semalign.stages.scoring import (
+    Generation,
+    GenerationRequest,
+    chosen_protocol,
+    judge,
+    requests,
+)
 from semalign.tasks import Example, find_task, load_split
 from semalign.tasks.protocols import Protocol
 
+logger = logging.getLogger(__name__)
+
 _FILE = "records.parquet"
+
+Served = tuple[str, str]  # a model's path, and the dtype that it is run in
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,15 +89,14 @@ class Records(Artifact):
             "examples": examples_key(self.examples),
             "split": self.split,
             "profile": self.protocol.label(self.task),
-            "max_model_len": self.max_model_len,
+            "context_length": self.context_length,
             "min_tier": self.min_tier if code else None,
         }
 
     @property
-    def requests(self) -> int:
-        """Prompts, each as often as it is sampled."""
-        profile = self.protocol.profile(self.task)
-        return len(self.examples) * (1 if profile.choices else profile.n)
+    def context_length(self) -> int:
+        """Tokens of prompt and answer: no more than the model has."""
+        return min(self.max_model_len, int(self.candidate.model.config.max_position_embeddings))
 
     def cost(self) -> Cost:
         """Of the engine's weights alone: how long answers are is not known before."""
@@ -102,6 +114,85 @@ class Records(Artifact):
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
         raise NotImplementedError("records are made by engines: see evaluate")
+
+
+@dataclass(eq=False)
+class Unit:
+    """Records under way: their journal, and what is missing."""
+
+    wanted: Records
+    journal: Journal
+
+    @functools.cached_property
+    def missing(self) -> list[Example]:
+        """The examples without records when the run began."""
+        return [self.wanted.examples[index] for index in self.journal.missing()]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some items of a unit, as requests of one engine call."""
+
+    unit: Unit
+    examples: list[Example]
+    requests: list[GenerationRequest]
+
+
+def batches(units: Sequence[Unit], size: int) -> list[Batch]:
+    """All missing items of units of one model, code first: its verdicts take longest and can be
+    reached while others run.
+    """
+    made = []
+    for unit in sorted(units, key=lambda unit: find_task(unit.wanted.task).kind != "code"):
+        wanted, model = unit.wanted, unit.wanted.candidate.model
+        tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+        asked = requests(
+            unit.missing, tokenizer, wanted.protocol, max_model_len=wanted.context_length
+        )
+        if truncated := sum(request.truncated for request in asked):
+            logger.warning(
+                "%s: the start of %d of %d prompts of %s %s was cut off to fit into %d tokens",
+                *(wanted.candidate.name, truncated, len(asked), wanted.task, wanted.split),
+                wanted.context_length,
+            )
+        for start in range(0, len(asked), size):
+            part = slice(start, start + size)
+            made.append(Batch(unit, unit.missing[part], asked[part]))
+    return made
+
+
+def judge_batch(batch: Batch, generations: Sequence[Generation], sandbox: Sandbox) -> list[Record]:
+    """The records of a batch's answers; code runs in the sandbox."""
+    wanted = batch.unit.wanted
+    return judge(
+        batch.examples,
+        batch.requests,
+        generations,
+        split=wanted.split,
+        protocol=wanted.protocol,
+        sandbox=sandbox,
+    )
+
+
+def served(model: Model) -> Served:
+    return model.path, model.dtype
+
+
+def by_model(units: Sequence[Unit]) -> dict[Served, list[Unit]]:
+    """Units whose base model is served by the same engines."""
+    groups: dict[Served, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(served(unit.wanted.candidate.model), []).append(unit)
+    return groups
+
+
+def adapters_of(units: Sequence[Unit]) -> dict[str, tuple[str, str]]:
+    """Folder and fingerprint of every adapter, by its path as given."""
+    return {
+        folder: (str(Path(folder).resolve()), adapter_fingerprint(folder))
+        for unit in units
+        if (folder := unit.wanted.candidate.adapter)
+    }
 
 
 def examples_key(examples: Sequence[Example]) -> str:
