@@ -179,7 +179,7 @@ def _table(config: Config, evaluation: Evaluation, split: str) -> tuple[list[str
     tasks = config.evaluation.tasks
     return (
         table.header(evaluation.scores, tasks, split, config.data.task),
-        table.rows(evaluation.scores, NAMES, tasks, split, "teacher"),
+        table.score_rows(evaluation.scores, NAMES, tasks, split, "teacher"),
     )
 
 
@@ -189,7 +189,7 @@ def _evaluation_table(
     names = list(dict.fromkeys(candidate for candidate, _, _ in evaluation.scores))
     return (
         table.header(evaluation.scores, job.tasks, split),
-        table.rows(evaluation.scores, names, job.tasks, split),
+        table.score_rows(evaluation.scores, names, job.tasks, split),
     )
 
 
