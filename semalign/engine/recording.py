@@ -246,7 +246,7 @@ def _table(config: Config, scored: Scored, split: str) -> tuple[list[str], list[
     tasks = config.evaluation.tasks
     return (
         table.header(scored.scores, tasks, split, config.data.task),
-        table.rows(scored.scores, NAMES, tasks, split, "teacher"),
+        table.score_rows(scored.scores, NAMES, tasks, split, "teacher"),
     )
 
 
@@ -256,7 +256,7 @@ def _evaluation_table(
     names = list(dict.fromkeys(candidate for candidate, _, _ in scored.scores))
     return (
         table.header(scored.scores, job.tasks, split),
-        table.rows(scored.scores, names, job.tasks, split),
+        table.score_rows(scored.scores, names, job.tasks, split),
     )
 
 

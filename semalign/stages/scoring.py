@@ -114,7 +114,7 @@ def requests(
 
 def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) -> list[_Question]:
     if profile.library:
-        asked = lm_harness.ask(examples[0].task, [example.row for example in examples])
+        asked = lm_harness.library_requests(examples[0].task, [example.row for example in examples])
         end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
         return [
             _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
@@ -257,7 +257,7 @@ def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
     begin = time.perf_counter()
     rows = [output.example.row for output in outputs]
     answers = [output.text if output.scores is None else output.scores for output in outputs]
-    judged = lm_harness.judge(outputs[0].example.task, rows, answers)
+    judged = lm_harness.library_verdicts(outputs[0].example.task, rows, answers)
     each = (time.perf_counter() - begin) / len(outputs)
     return [_Judgement(extracted=j.extracted, correct=j.correct, seconds=each) for j in judged]
 
