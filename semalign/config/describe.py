@@ -35,6 +35,7 @@ class Setting:
     default: Any
     description: str
     runtime: bool
+    required: bool = False
 
     @property
     def section(self) -> str:
@@ -62,6 +63,7 @@ def _leaves(schema: type[BaseModel], prefix: str, *, runtime: bool) -> Iterator[
                 default=None if field.is_required() else field.get_default(),
                 description=" ".join((field.description or "").split()),
                 runtime=marked,
+                required=field.is_required(),
             )
         if inner is not None:
             yield from _leaves(inner, f"{prefix}{name}.", runtime=marked)
