@@ -17,7 +17,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     if not rows:
         console.print(f"{title}: (none)")
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(head))
     for index, column in enumerate(head):
         last = index == len(head) - 1
         table.add_column(column, overflow="fold", no_wrap=not last)

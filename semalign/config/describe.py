@@ -39,8 +39,10 @@ class Setting:
 
     @property
     def section(self) -> str:
-        """The dotted name of its section; empty for a setting of the job itself."""
-        return self.name.rpartition(".")[0]
+        """The dotted name of its section; empty for a setting of the job itself. A section that may
+        be null is its own.
+        """
+        return self.name if self.type.startswith("section") else self.name.rpartition(".")[0]
 
 
 def leaf_settings(schema: type[BaseModel]) -> dict[str, Setting]:
