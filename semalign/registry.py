@@ -28,8 +28,8 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
     def find(self, name: str, setting: str | None = None) -> Thing:
         """The thing of that name. Raises UserError with the setting and the nearest name."""
         if name not in self._things:
-            where = f"{setting}={name}" if setting else f"{self.kind} '{name}' is unknown"
-            raise UserError(f"{where}: {nearest(name, self._things)}")
+            where = f"{setting}={name}:" if setting else f"{self.kind} '{name}' is unknown;"
+            raise UserError(f"{where} {nearest(name, self._things)}")
         return self._things[name]
 
     def __getitem__(self, name: str) -> Thing:

@@ -55,7 +55,7 @@ class SimilarityFigure(AnalysisFigure):
     ) -> dict[str, Any]:
         assert inputs.overlap is not None
         teacher, student = models
-        return layer_similarity(
+        return similarity_panels(
             teacher,
             student,
             (inputs.teacher_tokens, inputs.tokens),
@@ -115,7 +115,7 @@ def _transport(job: AnalysisJob, models: Sequence[nn.Module], overlap: Overlap) 
 
 
 @torch.inference_mode()
-def layer_similarity(
+def similarity_panels(
     teacher: nn.Module,
     student: nn.Module,
     tokens: tuple[Sequence[Tokens], Sequence[Tokens]],

@@ -84,7 +84,7 @@ class Artifact(ABC):
         """What the progress line tells about it, once it is made."""
         return []
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Path) -> None:  # noqa: B027 -- most have nothing to check
         """Raise UserError when what is there is damaged."""
 
     def is_made(self, folder: Path) -> bool:
@@ -159,7 +159,7 @@ class Workspace:
                 return True
             with making(target) as folder:
                 found = make(folder)
-                self._finish(artifact, folder, found, time.monotonic() - begin)
+                self.finish(artifact, folder, found, time.monotonic() - begin)
         shutil.rmtree(self.scratch(artifact), ignore_errors=True)
         return True
 
@@ -168,9 +168,10 @@ class Workspace:
         file = self.path / "unfinished" / f"{artifact.kind}-{artifact.key}.lock"
         return locked(file, f"{artifact.stage} of the same content is being made")
 
-    def _finish(
+    def finish(
         self, artifact: Artifact, folder: Path, found: Mapping[str, Json], seconds: float
     ) -> None:
+        """Write the manifest, last of all files of an artifact."""
         write_json(
             folder / MANIFEST,
             {

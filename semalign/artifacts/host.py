@@ -14,8 +14,9 @@ from semalign.models.decoder import find_decoder, verify_structure
 from semalign.models.loading import load_model
 from semalign.models.reference import Model
 
-# What an epoch measured, and a function that writes what is trained so far into a folder.
-Observer = Callable[[Any, Callable[[Path], None]], None]
+# Takes what an epoch measured, and a function that writes what is trained so far into a folder;
+# returns a score, or None.
+Observer = Callable[[Any, Callable[[Path], None]], float | None]
 
 
 class Host:

@@ -8,15 +8,13 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semalign.core.statistics import pass_at_k
 from semalign.artifacts.files import writing
+from semalign.core.statistics import pass_at_k
 from semalign.errors import UserError
-from semalign.tasks import Example
 
 
 @dataclass(frozen=True, kw_only=True)

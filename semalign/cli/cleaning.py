@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from semalign.cli.folder import (
-    ARTIFACTS,
-    KINDS,
-    MANIFEST,
-    RUNS,
+    ARTIFACT_KINDS,
+    FOLDER_KINDS,
+    RUN_KINDS,
     UNFINISHED,
     Entry,
     entries,
@@ -32,11 +31,11 @@ def chosen(
     if older_than is None and not kinds and not runs:
         raise UserError("expected what to delete: --older-than, --kind or --run")
     for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"--kind {kind}: {nearest(kind, KINDS)}")
+        if kind not in FOLDER_KINDS:
+            raise UserError(f"--kind {kind}: {nearest(kind, FOLDER_KINDS)}")
     found = entries(work)
     if runs:
-        named = [find_entry(work, run, RUNS) for run in runs]
+        named = [find_entry(work, run, RUN_KINDS) for run in runs]
         found = _with_own(named, found)
     if kinds:
         found = [entry for entry in found if entry.kind in kinds]
@@ -66,7 +65,7 @@ def _with_own(named: Sequence[Entry], held: Iterable[Entry]) -> list[Entry]:
         return found
 
     own = reached(named)
-    others = [e for e in held if e.kind in RUNS and e.path not in own]
+    others = [e for e in held if e.kind in RUN_KINDS and e.path not in own]
     kept = reached(others)
     return [entry for path, entry in own.items() if path not in kept or entry in named]
 
@@ -74,10 +73,9 @@ def _with_own(named: Sequence[Entry], held: Iterable[Entry]) -> list[Entry]:
 def delete(work: Path, found: Iterable[Entry]) -> None:
     """Delete the folders, and links to them; first what proves that one is whole."""
     for entry in found:
-        for proof in (MANIFEST, "report.md"):
-            (entry.path / proof).unlink(missing_ok=True)
+        entry.proof.unlink(missing_ok=True)
         shutil.rmtree(entry.path)
-    for kind in (*RUNS, *ARTIFACTS):
+    for kind in (*RUN_KINDS, *ARTIFACT_KINDS):
         for link in (work / kind).glob("*"):
             if link.is_symlink() and not link.exists():
                 link.unlink()

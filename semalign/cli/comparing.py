@@ -22,7 +22,7 @@ from semalign.report.table import cell
 from semalign.tasks import find_task
 from semalign.tasks.protocols import find_protocol
 
-Key = tuple[str, str]  # split, task
+_Key = tuple[str, str]  # split, task
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Contender:
     """
 
     name: str
-    records: Mapping[Key, Sequence[Sequence[Record]]]
+    records: Mapping[_Key, Sequence[Sequence[Record]]]
     evaluation: Mapping[str, Any]
 
-    def items(self, key: Key) -> dict[str, float]:
+    def items(self, key: _Key) -> dict[str, float]:
         """Each item's score by its id, averaged over the seeds."""
         k = _k(self.evaluation, key[1])
         runs = [item_scores(rows, k=k) for rows in self.records[key]]
         return {id: statistics.fmean(run[id] for run in runs) for id in runs[0]}
 
-    def profile(self, key: Key) -> str:
+    def profile(self, key: _Key) -> str:
         """How the answers were made and judged."""
         return ", ".join(sorted({r.profile for rows in self.records[key] for r in rows}))
 
@@ -88,7 +88,7 @@ def _sweep(entry: Entry) -> Contender:
     trials = [
         entry.trials[r["id"]] for r in rows if r["setting"] == setting and r["id"] in entry.trials
     ]
-    records: dict[Key, list[list[Record]]] = {}
+    records: dict[_Key, list[list[Record]]] = {}
     for trial in trials:
         for name, file in trial["records"].items():
             task, _, split = name.partition("/")
@@ -132,7 +132,7 @@ def show_comparison(runs: Sequence[Contender]) -> None:
         print()
 
 
-def _paired(first: Contender, second: Contender, key: Key) -> str:
+def _paired(first: Contender, second: Contender, key: _Key) -> str:
     profiles = first.profile(key), second.profile(key)
     if profiles[0] != profiles[1]:
         raise UserError(

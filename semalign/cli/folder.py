@@ -12,7 +12,7 @@ from typing import Any
 
 from semalign.errors import UserError, nearest
 
-ARTIFACTS = (
+ARTIFACT_KINDS = (
     "attributions",
     "similarities",
     "activations",
@@ -21,10 +21,9 @@ ARTIFACTS = (
     "factors",
     "records",
 )
-RUNS = ("transfers", "sweeps", "analyses")
+RUN_KINDS = ("transfers", "sweeps", "analyses")
 UNFINISHED = "unfinished"  # checkpoints and the like of what is not made yet
-KINDS = (*RUNS, *ARTIFACTS, UNFINISHED)
-MANIFEST = "manifest.json"
+FOLDER_KINDS = (*RUN_KINDS, *ARTIFACT_KINDS, UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,17 @@ class Entry:
         return self.name.rpartition("-")[2]
 
     @property
+    def proof(self) -> Path:
+        """The file that is written last."""
+        return self.path / ("report.md" if self.kind == "sweeps" else "manifest.json")
+
+    @property
     def finished(self) -> bool:
-        """Whether everything is there; the file that proves it is written last."""
-        return (self.path / ("report.md" if self.kind == "sweeps" else MANIFEST)).exists()
+        return self.proof.exists()
 
     @functools.cached_property
     def manifest(self) -> dict[str, Any]:
-        return dict(read(self.path / MANIFEST) or {})
+        return dict(read(self.path / "manifest.json") or {})
 
     @functools.cached_property
     def made(self) -> datetime:
@@ -95,7 +98,7 @@ def read(file: Path) -> Any:
         raise UserError(f"{file}: not JSON ({error}); delete the folder to make it again") from None
 
 
-def entries(work: Path, kinds: Iterable[str] = KINDS) -> list[Entry]:
+def entries(work: Path, kinds: Iterable[str] = FOLDER_KINDS) -> list[Entry]:
     """The folders of some kinds. Raises UserError when there is no such work folder."""
     if not work.is_dir():
         raise UserError(f"workdir={work}: does not exist; expected the folder of earlier runs")
@@ -107,7 +110,7 @@ def entries(work: Path, kinds: Iterable[str] = KINDS) -> list[Entry]:
     ]
 
 
-def find_entry(work: Path, text: str, kinds: Sequence[str] = KINDS) -> Entry:
+def find_entry(work: Path, text: str, kinds: Sequence[str] = FOLDER_KINDS) -> Entry:
     """The entry that a path, a name, a key, or the beginning of either names.
 
     Raises UserError when none or several fit.

@@ -23,14 +23,14 @@ from semalign.errors import UserError
 if TYPE_CHECKING:
     from semalign.sweep.file import Sweep
 
-Plan = Annotated[
+PlanOption = Annotated[
     bool,
     typer.Option("--plan", help="Show what would happen and cost, and stop; loads no weights."),
 ]
 
 
 @app.command("transfer", cls=JobCommand)
-def transfer_command(words: Words = None, plan: Plan = False) -> None:
+def transfer_command(words: Words = None, plan: PlanOption = False) -> None:
     """Transfer from a teacher to a student, and score the result.
 
     semalign transfer data.task=mmlu pairing.strategy=interpolated loss.alpha=0.3
@@ -56,7 +56,7 @@ def ablate_command(
             show_default=False,
         ),
     ] = None,
-    plan: Plan = False,
+    plan: PlanOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run more than 10,000 trials.")] = False,
 ) -> None:
     """Run a sweep: many transfers that share what they can.
@@ -75,7 +75,7 @@ def ablate_command(
 
 
 @app.command("evaluate", cls=JobCommand)
-def evaluate_command(words: Words = None, plan: Plan = False) -> None:
+def evaluate_command(words: Words = None, plan: PlanOption = False) -> None:
     """Score a model, or adapters of it.
 
     semalign evaluate model=zoo/student tasks=[humaneval,mbpp] protocol=paper
@@ -92,7 +92,7 @@ def evaluate_command(words: Words = None, plan: Plan = False) -> None:
 
 
 @app.command("analyze", cls=JobCommand)
-def analyze_command(words: Words = None, plan: Plan = False) -> None:
+def analyze_command(words: Words = None, plan: PlanOption = False) -> None:
     """Make one figure of the paper's analysis.
 
     semalign analyze figure=similarity teacher=zoo/teacher student=zoo/student

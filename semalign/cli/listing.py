@@ -13,7 +13,7 @@ import typer
 from semalign.cli.app import app
 
 
-class Kind(StrEnum):
+class Listed(StrEnum):
     """What can be listed."""
 
     methods = "methods"
@@ -42,7 +42,7 @@ REGISTRIES: dict[str, tuple[str, str, str]] = {
 @app.command("ls")
 def ls_command(
     kinds: Annotated[
-        list[Kind] | None,
+        list[Listed] | None,
         typer.Argument(help="What to list; by default everything.", show_default=False),
     ] = None,
 ) -> None:
@@ -52,7 +52,7 @@ def ls_command(
     """
     from semalign.cli.tables import print_table
 
-    for kind in kinds or Kind:
+    for kind in kinds or Listed:
         if kind in REGISTRIES:
             module, name, setting = REGISTRIES[kind]
             registry = getattr(importlib.import_module(module), name)

@@ -85,7 +85,7 @@ class JobCommand(TyperCommand):
 
     def settings(self, width: int) -> Iterator[str]:
         yield "Settings, as key=value or in a YAML file (~: of where and how fast it runs only):"
-        yield from described(schema_of(str(self.name)), width)
+        yield from setting_lines(schema_of(str(self.name)), width)
 
 
 class SweepCommand(JobCommand):
@@ -93,12 +93,12 @@ class SweepCommand(JobCommand):
 
     def settings(self, width: int) -> Iterator[str]:
         yield "Keys of a sweep's file (sweep.key=value on the command line):"
-        yield from described(schema_of("sweep"), width, {"base": "settings", "axes": "axes"})
+        yield from setting_lines(schema_of("sweep"), width, {"base": "settings", "axes": "axes"})
         yield "\nSettings of its base, and names of its axes (key=value):"
-        yield from described(schema_of("transfer"), width)
+        yield from setting_lines(schema_of("transfer"), width)
 
 
-def described(
+def setting_lines(
     schema: type[BaseModel], width: int, types: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Lines of text: every setting with type, default and its sentence, by section. `types` has

@@ -25,13 +25,20 @@ def runs_command(workdir: Workdir = Path("work")) -> None:
     Name, method, task, score, age and size of each run. The score is on the task that was trained
     on, in percent, with its 95% interval.
     """
-    from semalign.cli.folder import ARTIFACTS, RUNS, UNFINISHED, age_text, bytes_text, entries
+    from semalign.cli.folder import (
+        ARTIFACT_KINDS,
+        RUN_KINDS,
+        UNFINISHED,
+        age_text,
+        bytes_text,
+        entries,
+    )
     from semalign.cli.tables import print_table
 
-    runs = sorted(entries(workdir, RUNS), key=lambda entry: entry.made, reverse=True)
+    runs = sorted(entries(workdir, RUN_KINDS), key=lambda entry: entry.made, reverse=True)
     rows = [[e.name, e.kind, *_summary(e), age_text(e.age), bytes_text(e.size)] for e in runs]
     print_table(f"{workdir}", ["name", "kind", "method", "task", "score", "age", "size"], rows)
-    held = entries(workdir, (*ARTIFACTS, UNFINISHED))
+    held = entries(workdir, (*ARTIFACT_KINDS, UNFINISHED))
     kinds = dict.fromkeys(entry.kind for entry in held)
     parts = [[e for e in held if e.kind == kind] for kind in kinds]
     shared = [[p[0].kind, str(len(p)), bytes_text(sum(e.size for e in p))] for p in parts]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
     Field,
-    model_validator,
 )
 
 from semalign.config.sections import (
@@ -30,8 +28,6 @@ from semalign.config.sections import (
     Tracking,
     Training,
 )
-
-LARGEST_RANK = 512  # of a LoRA that vLLM serves
 
 
 def _resolved(folder: str) -> str:
@@ -84,58 +80,6 @@ class Config(Job):
     seeking: Seeking = Field(default_factory=Seeking)
     laten: Laten = Field(default_factory=Laten)
     evaluation: Evaluation = Field(default_factory=Evaluation)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _method_decides_loss(cls, tree: Any) -> Any:
-        if not isinstance(tree, Mapping) or tree.get("method", "semalign") == "semalign":
-            return tree
-        loss = tree.get("loss") or {}
-        if not isinstance(loss, Mapping):
-            return tree
-        gamma = (loss.get("gamma") or 1.0) if tree["method"] == "logit-kd" else 0.0
-        return {**tree, "loss": {**loss, "alpha": 0.0, "gamma": gamma}}
-
-    @model_validator(mode="after")
-    def _served(self) -> Config:
-        if (self.adapter_rank or 0) > LARGEST_RANK:
-            raise ValueError(
-                f"{'seeking.rank' if self.method == 'seeking' else 'training.lora.rank'}: the "
-                f"adapter would have rank {self.adapter_rank}; expected at most {LARGEST_RANK}, "
-                "the largest that vLLM serves"
-            )
-        return self
-
-    @property
-    def pairs_layers(self) -> bool:
-        """Whether the method trains the layers that are paired, and not the whole student."""
-        return self.method in ("semalign", "sft", "logit-kd")
-
-    @property
-    def adapter_rank(self) -> int | None:
-        """Of the LoRA adapter that comes out; None when it is a whole student."""
-        if self.method == "seeking":
-            whole = {"embed_tokens", "lm_head"}.intersection(self.seeking.modules)
-            # the trained product, and the one that is taken away
-            return None if whole or self.seeking.subtract == "block" else 2 * self.seeking.rank
-        if self.method == "laten" or self.training.adapter == "full":
-            return None
-        return self.training.lora.rank
-
-    @property
-    def epochs(self) -> int:
-        """Table 5, unless given."""
-        return self.training.epochs or (3 if self.data.task == "humaneval" else 5)
-
-    @property
-    def lr(self) -> float:
-        """Table 5, unless given."""
-        return self.training.lr or (3e-5 if self.data.task == "humaneval" else 3e-4)
-
-    @property
-    def interfaces(self) -> tuple[str, ...]:
-        both = self.extraction.interface == "both"
-        return ("attn", "mlp") if both else (self.extraction.interface,)
 
 
 class EvaluationJob(Evaluation, Job):

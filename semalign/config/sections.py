@@ -106,9 +106,9 @@ class Attribution(Settings):
 class Pairing(Settings):
     """Which student layer learns from which teacher layer (section 4.1)."""
 
-    strategy: str = "attributed"
-    """Pairing strategy: attributed, proportional, interpolated, cka, explicit, the controls last,
-    random and reverse, or a registered one."""
+    strategy: str = "proportional"
+    """Pairing strategy: proportional (the paper's), attributed, interpolated, cka, explicit, the
+    controls last, random and reverse, or a registered one."""
     explicit: tuple[tuple[Layer, Layer], ...] | None = None
     """Pairs (teacher layer, student layer) counted from 1, for `pairing.strategy=explicit`;
     null: none."""
@@ -154,12 +154,6 @@ class Alignment(Settings):
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least share of the student's vocabulary that the teacher must have too."""
 
-    @model_validator(mode="after")
-    def _top_k_needs_coefficients(self) -> Alignment:
-        if self.top_k is not None and self.map == "dual":
-            raise ValueError("top_k chooses among Eq. 1's coefficients: it needs map=cosine")
-        return self
-
 
 class Loss(Settings):
     """alpha * L_align + beta * L_CE + gamma * L_KL (Eq. 5, where gamma is 0). A weight of 0
@@ -179,22 +173,6 @@ class Loss(Settings):
     """Weight of the cross-entropy."""
     gamma: Annotated[float, Field(ge=0)] = 0.0
     """Weight of KL(teacher || student) at the output, at the supervised tokens."""
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Loss:
-        if self.alpha == self.beta == self.gamma == 0:
-            raise ValueError("alpha, beta and gamma are all 0: there is nothing to learn")
-        return self
-
-    @property
-    def uses_map(self) -> bool:
-        """Whether the teacher's rows have to be brought to the student's space."""
-        return self.alpha > 0 and self.objective != "fisher"
-
-    @property
-    def uses_teacher_head(self) -> bool:
-        """Whether the teacher's logits are made while the student is trained."""
-        return self.gamma > 0 or (self.alpha > 0 and self.objective == "fisher")
 
 
 class Lora(Settings):
@@ -272,11 +250,6 @@ class Seeking(Settings):
     subtract: Literal["low_rank", "block"] = "low_rank"
     """What is taken away at the start so that the student begins as itself: the low-rank product
     (the authors' code) or the whole extracted block (the paper's appendix B.1)."""
-
-    @property
-    def factor_settings(self) -> dict[str, Any]:
-        """What of it decides the factors: all but the dropout of their training."""
-        return self.model_dump(exclude={"dropout"})
 
 
 class Laten(Settings):

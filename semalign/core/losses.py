@@ -59,8 +59,8 @@ def chunked_sum(
 ) -> Float[Tensor, ""]:
     """Sum of part(*rows[i : i + chunk]) over all chunks of rows; part itself is a sum over rows.
 
-    What part makes on the way (logits, chunk x V) is dropped after each chunk and made again in the
-    backward pass: memory of one chunk for one more forward computation of part.
+    The intermediate tensors of part (logits, chunk x V) are freed after each chunk and computed
+    again in the backward pass: memory of one chunk for one more forward computation of part.
     """
     total = _wide(rows[0].new_zeros(()))
     for pieces in zip(*(tensor.split(chunk) for tensor in rows), strict=True):
@@ -109,9 +109,9 @@ def geometry_sum(
     """Sum over sequences of 1 - <K, K*> / (|K| |K*|), for the centred token-by-token Gram matrices
     K of h and K* of target: one minus the linear CKA over the tokens of a sequence.
 
-    `lengths`: rows of each sequence, in order; one of less than 2 has no geometry and adds nothing,
-    so that L_geometry is this over max(1, the number of the others). Ours, not the paper's. It asks
-    for the right distances between tokens in any orientation and at any scale.
+    `lengths`: rows of each sequence, in order; one of fewer than 2 rows has no geometry and adds
+    nothing, so that L_geometry is this over max(1, the number of the others). Ours, not the
+    paper's. It is 0 where distances between tokens agree up to one scale, whatever the rotation.
     Cost a sequence: as `linear_cka` of its T rows, whichever of T x T and D x D is smaller.
     """
     total = _wide(h.new_zeros(()))
@@ -143,7 +143,7 @@ def supervised_cross_entropy(
 ) -> Float[Tensor, ""]:
     """L_CE (Eq. 4): mean over the supervised positions.
 
-    The paper prints one index set Omega for all B sequences; examples differ in length, so we take
+    The paper has one index set Omega for all B sequences; examples differ in length, so we take
     the union of their positions: B |Omega| = N.
     """
     return cross_entropy_sum(logits, labels) / max(1, len(labels))

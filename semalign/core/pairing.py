@@ -1,8 +1,8 @@
 """Which teacher layer supervises which student layer (section 4.1).
 
-The paper counts layers from 1, code counts from 0. Strategies and the formulas below speak the
-paper's language; `pair_layers` takes and returns 0-based layers. Nowhere else are the two
-converted: show people `paper_number(layer)`.
+The paper counts layers from 1, code counts from 0. Strategies and the formulas below count from 1;
+`pair_layers` takes and returns 0-based layers. The two are converted in this file alone: messages
+and tables show `paper_number(layer)`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a strategy may look at. All layers are 1-based, as in the paper.
+    """The inputs of a pairing strategy. All layers are 1-based, as in the paper.
 
     `critical`: teacher layers, most critical first. `explicit`: the user's (teacher, student).
-    `similarity`: a row a teacher layer, a column a student layer; None where nobody measured it.
+    `similarity`: a row a teacher layer, a column a student layer; None if it was not measured.
     """
 
     num_teacher_layers: int
@@ -114,7 +114,7 @@ def teacher_counterpart(k: int, num_teacher_layers: int, num_student_layers: int
 def k_dagger(critical: int, num_teacher_layers: int, num_student_layers: int) -> int:
     """k-dagger = min{k : l_k^T >= l*}, the nearest deeper-or-equal student layer, both 1-based.
 
-    For l* > 1, floor(L_T / L_S * k) >= l* just when k >= l* L_S / L_T, so k-dagger is that bound
+    For l* > 1, floor(L_T / L_S * k) >= l* exactly when k >= l* L_S / L_T, so k-dagger is that bound
     rounded up; l* = 1 is met by k = 1. l_{L_S}^T = L_T, so the set is never empty.
     """
     if critical <= 1:
@@ -125,8 +125,8 @@ def k_dagger(critical: int, num_teacher_layers: int, num_student_layers: int) ->
 def all_pairs(num_teacher_layers: int, num_student_layers: int) -> list[tuple[int, int]]:
     """Every (teacher, student) pair, both 1-based, for a search through all of them.
 
-    Each is a transfer of its own (an `explicit` pair): one transfer trains a student layer to say
-    what one target says, so there is no strategy of that name.
+    Each is a transfer of its own (an `explicit` pair): one transfer trains a student layer towards
+    one target, so there is no strategy of that name.
     """
     teachers, students = range(1, num_teacher_layers + 1), range(1, num_student_layers + 1)
     return [(teacher, student) for teacher in teachers for student in students]
@@ -174,7 +174,7 @@ def interpolated(request: Request) -> list[PaperPair]:
 
 @_strategy("critical", "similarity")
 def cka(request: Request) -> list[PaperPair]:
-    """(l*, the student layer of highest linear CKA with l*); of equals the shallowest."""
+    """(l*, the student layer of highest linear CKA with l*); of several the shallowest."""
     if request.similarity is None:
         raise UserError(
             "pairing strategy 'cka' needs the similarity of every teacher and student layer"
@@ -198,7 +198,7 @@ def explicit(request: Request) -> list[PaperPair]:
 def reverse(request: Request) -> list[PaperPair]:
     """Negative control: (l*, L_S + 1 - k-dagger), the wrong end of the student.
 
-    At the very middle of an odd number of layers the two ends meet: no control there.
+    The middle one of an odd number of layers is its own mirror image: no control there.
     """
     sizes = request.num_teacher_layers, request.num_student_layers
     top = request.num_student_layers + 1
@@ -207,7 +207,7 @@ def reverse(request: Request) -> list[PaperPair]:
 
 @_strategy()
 def last(request: Request) -> list[PaperPair]:
-    """Control: last teacher layer with last student layer, whatever attribution says."""
+    """Control: last teacher layer with last student layer, regardless of attribution."""
     return [({request.num_teacher_layers: 1.0}, request.num_student_layers)]
 
 

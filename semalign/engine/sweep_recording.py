@@ -32,8 +32,9 @@ def finish_trial(
 def finish(run: Run, summary: Summary, folder: Path) -> None:
     """Report, figures and the best configuration, as files and in the sweep's run."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    said_by = report if summary.sweep.compare is None else comparison
-    write_text(folder / "report.md", said_by.markdown(summary))
+    compared = summary.sweep.compare is not None
+    text = comparison.comparison_markdown(summary) if compared else report.sweep_markdown(summary)
+    write_text(folder / "report.md", text)
     write_text(folder / "trials.csv", report.csv_text(summary))
     drawn = report.draw(summary) if summary.sweep.compare is None else {}
     for name, figure in drawn.items():
@@ -64,7 +65,8 @@ def show(summary: Summary, folder: Path, config: Config, run: Run) -> None:
     console = table.new_console()
     for title, rows in _tables(summary).items():
         console.print(table.terminal(title, *rows))
-    console.print(report.NOTE if summary.sweep.compare is None else comparison.NOTE)
+    compared = summary.sweep.compare is not None
+    console.print(comparison.COMPARISON_NOTE if compared else report.SWEEP_NOTE)
     console.print(f"report, figures, best configuration: {folder}")
     console.print(to_open(config, run))
 

@@ -13,7 +13,12 @@ from semalign.methods.paired import OTHER_METHODS, Paired
 from semalign.stages.adaptation import adaptation
 from semalign.stages.update import Update
 
-EXTRACTION = ("extraction.interface", "extraction.positions", "extraction.layers", "extraction.dtype")
+EXTRACTION = (
+    "extraction.interface",
+    "extraction.positions",
+    "extraction.layers",
+    "extraction.dtype",
+)
 ALIGNMENT = ("loss.objective", "alignment.map", "alignment.top_k")
 
 
@@ -29,7 +34,7 @@ class Sft(Paired):
     aligns = False
 
     def effective(self, config: Config) -> Config:
-        return without_alignment(config)
+        return without_alignment(super().effective(config))
 
     def unused(self, config: Config) -> Mapping[str, str]:
         fixed = dict.fromkeys(("loss.alpha", "loss.gamma"), f"method={config.method}")
@@ -44,8 +49,10 @@ class LogitKd(Paired):
     def effective(self, config: Config) -> Config:
         given = "gamma" in config.loss.model_fields_set
         if given and config.loss.gamma == 0:
-            raise UserError("loss.gamma=0: method=logit-kd needs a weight above 0; leave it out for 1")
-        return without_alignment(config, config.loss.gamma if given else 1.0)
+            raise UserError(
+                "loss.gamma=0: method=logit-kd needs a weight above 0; leave it out for 1"
+            )
+        return without_alignment(super().effective(config), config.loss.gamma if given else 1.0)
 
     def unused(self, config: Config) -> Mapping[str, str]:
         return {**super().unused(config), "loss.alpha": f"method={config.method}"}

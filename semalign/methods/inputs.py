@@ -44,9 +44,7 @@ class Inputs:
         return tuple(model.path for model in (self.teacher, self.student) if model.absent)
 
 
-def load_inputs(
-    config: Config, *, align_split: str | None = None, planned: bool = False
-) -> Inputs:
+def load_inputs(config: Config, *, align_split: str | None = None, planned: bool = False) -> Inputs:
     """Read and check everything that can be checked before weights are loaded.
 
     `align_split` is read too where a method needs it. To plan, of the paper's models the published
@@ -121,7 +119,9 @@ def check_layers(config: Config, teacher_layers: int, student_layers: int) -> No
     pairing = config.pairing
     strategy = STRATEGIES.find(pairing.strategy, "pairing.strategy")
     if "explicit" in strategy.looks_at and not pairing.explicit:
-        raise UserError(f"pairing.explicit: the {pairing.strategy} strategy needs pairs, e.g. [[6, 4]]")
+        raise UserError(
+            f"pairing.explicit: the {pairing.strategy} strategy needs pairs, e.g. [[6, 4]]"
+        )
     for teacher, student in pairing.explicit or ():
         _in_range("pairing.explicit: teacher", teacher, teacher_layers)
         _in_range("pairing.explicit: student", student, student_layers)

@@ -19,7 +19,7 @@ from semalign.core.pairing import Pair
 from semalign.errors import UserError
 from semalign.methods.inputs import Inputs, load_inputs
 from semalign.registry import Registry
-from semalign.stages.scoring import evaluated_content
+from semalign.stages.judged import evaluated_content
 
 # Table 5: epochs and learning rate; every task that it does not name has the others' values.
 _EPOCHS, _OTHER_EPOCHS = {"humaneval": 3}, 5

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from semalign.artifacts.artifact import Artifact, ordered
 from semalign.artifacts.activations import Column
+from semalign.artifacts.artifact import Artifact, ordered
 from semalign.config.jobs import Config
 from semalign.core.attribution import critical_layers
 from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import STRATEGIES, Pair, code_index, pair_layers
+from semalign.errors import UserError
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import Method, Recipe
 from semalign.stages.adaptation import adaptation
 from semalign.stages.attribution import LayerScores
 from semalign.stages.extraction import Activations, Prefix
-from semalign.stages.mapping import Map
+from semalign.stages.mapping import MAPS, Map
 from semalign.stages.similarity import Similarity
 from semalign.stages.supervision import interfaces, teacher_columns, uses_heads, uses_map
 from semalign.stages.update import Update
@@ -32,6 +32,16 @@ class Paired(Method):
 
     pairs_layers = True
     aligns: ClassVar[bool] = True  # whether there may be an alignment term
+
+    def effective(self, config: Config) -> Config:
+        OBJECTIVES.find(config.loss.objective, "loss.objective")
+        kind = MAPS.find(config.alignment.map, "alignment.map")
+        if config.alignment.top_k is not None and not kind.uses_bases:
+            raise UserError(
+                "alignment.top_k: chooses among Eq. 1's coefficients, which "
+                f"alignment.map={config.alignment.map} does not make; expected map=cosine"
+            )
+        return config
 
     def unused(self, config: Config) -> Mapping[str, str]:
         decider = f"method={config.method}"

@@ -7,7 +7,7 @@ from semalign.methods.paired import Paired
 
 
 class SemAlign(Paired):
-    """Train the paired layers to output what the teacher's do, and to predict the answer (Eq. 5)."""
+    """Train the paired layers on the teacher's outputs and on the answers (Eq. 5)."""
 
 
 register_method("semalign", SemAlign())

@@ -19,7 +19,7 @@ from typing import Any
 from semalign.errors import UserError
 from semalign.models.loading import resolve
 
-State = tuple[int, int, int]  # size in bytes, modification time in ns, inode
+_State = tuple[int, int, int]  # size in bytes, modification time in ns, inode
 
 _VOLATILE_KEYS = {"transformers_version", "_name_or_path", "name_or_path"}
 # Every file from which transformers 5 makes a tokenizer, remote code included.
@@ -135,7 +135,7 @@ def file_digest(file: str | Path, *, cache: Path | None = None) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _file_digest(file: Path, state: State, cache: Path | None) -> str:
+def _file_digest(file: Path, state: _State, cache: Path | None) -> str:
     if cache is None:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

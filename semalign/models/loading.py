@@ -1,4 +1,4 @@
-"""Load models and tokenizers, fingerprint them by their content, match their vocabularies."""
+"""Load models, configurations and tokenizers, from the model zoo, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers  # its models, a matter of seconds, are imported when one is made
+import transformers  # lazy: a model's classes, which take seconds, come with its first use
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -25,10 +25,11 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 
 def resolve(path: str | Path, *, weights: bool = True) -> Path:
-    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded,
-    without `weights` its configuration and tokenizer alone).
+    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded).
 
-    **Raises** `UserError` if there is no such folder and no hub answers with such a model.
+    **Arguments**: without `weights`, only configuration and tokenizer are downloaded.
+
+    **Raises** `UserError` if there is no such folder and the hub has no such model.
     """
     name = str(path)
     if name.startswith("zoo/"):
@@ -55,7 +56,7 @@ def _download(hub_id: str, weights: bool) -> Path:
         skip.append("*.safetensors")
     try:
         found = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=skip)
-    except Exception as error:  # offline, unknown, gated, no disk: all end the same for the user
+    except Exception as error:  # offline, unknown, gated, no disk: one message for all
         raise UserError(
             f"model '{hub_id}' is neither an existing folder nor available from the model hub "
             f"({type(error).__name__})"
@@ -100,8 +101,8 @@ def load_model(
     """A causal language model in evaluation mode, all parameters frozen.
 
     **Arguments**: `device` puts the whole model there; `device_map="auto"` spreads it over the
-    devices instead. `num_layers` keeps the first so many layers (0-based layers 0..num_layers-1);
-    the weights of deeper ones are never read. `attn` is transformers' attention implementation
+    devices instead. `num_layers` keeps the first layers (0..num_layers-1, 0-based); the weights
+    of deeper ones are never read. `attn` is transformers' attention implementation
     (default: `attention_implementation` of the configuration).
 
     **Raises** `UserError` for a missing model, an unknown dtype, weights that are absent from the
@@ -138,7 +139,7 @@ def load_model(
 
 
 def _check_complete(path: str | Path, info: dict[str, Any]) -> None:
-    """Refuse what transformers would fill with random weights."""
+    """Raise `UserError` where transformers would fill in random weights."""
     if absent := sorted(info["missing_keys"]):
         raise UserError(
             f"model '{path}' is no complete causal language model: its checkpoint lacks {absent[0]}"
@@ -185,7 +186,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def copy_companions(base: str | Path, out: str | Path) -> None:
-    """Copy what a checkpoint has beside weights and configuration: the tokenizer's files."""
+    """Copy the files of a checkpoint other than weights and configuration: the tokenizer's."""
     for file in resolve(base).iterdir():
         written = file.suffix in _WEIGHT_FILES or file.name.startswith(_WRITTEN_ANEW)
         if file.is_file() and not written:

@@ -1,4 +1,4 @@
-"""A model's modules and their sizes, from its configuration alone."""
+"""The names and shapes of a model's parameters, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one number
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
     """The model of a Hugging Face configuration on the meta device: no weights.
 
-    Equal configurations are given the same model, which is not to be changed: a large one takes a
+    Equal configurations share one model, which must not be changed: making a large one takes a
     second.
     """
     kind: Any = type(config)

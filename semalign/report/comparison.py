@@ -18,7 +18,7 @@ from semalign.sweep.summary import Key, Result, Setting, Summary, versus
 from semalign.sweep.trials import show
 
 _TOLD = {"data.task", "teacher"}  # columns and groups of the tables
-NOTE = (
+COMPARISON_NOTE = (
     "Percent, mean ± standard deviation over seeds. A gap is the teacher's score minus the row's, "
     "a difference the row's minus the control's, in points: item by item with each item's score "
     "averaged over seeds, 95% interval by bootstrap over items. p-values are not corrected for "
@@ -27,7 +27,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One method under one teacher, at one point of the other axes: its setting for each task."""
 
     teacher: str
@@ -59,7 +59,7 @@ class Tables:
         return list(dict.fromkeys(s.trial.config.data.task for s in self.summary.settings))
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ComparisonRow]:
         axis = self._compare.axis
         told = {axis} | {a.name for a in self.summary.sweep.axes if a.keys & _TOLD}
         found: dict[tuple[str, str, tuple[str, ...]], dict[str, Setting]] = {}
@@ -72,14 +72,14 @@ class Tables:
             found.setdefault(key, {})[trial.config.data.task] = setting
         teachers = list(dict.fromkeys(teacher for teacher, _, _ in found))
         ordered = sorted(found, key=lambda key: teachers.index(key[0]))
-        return [Row(*key, found[key]) for key in ordered]
+        return [ComparisonRow(*key, found[key]) for key in ordered]
 
     @property
     def _compare(self) -> Compare:
         assert self.summary.sweep.compare is not None
         return self.summary.sweep.compare
 
-    def control(self, row: Row) -> Row | None:
+    def control(self, row: ComparisonRow) -> ComparisonRow | None:
         """The control's row beside this one; None for the control itself."""
         if row.method == self._compare.control:
             return None
@@ -101,7 +101,7 @@ class Tables:
                 body.append([row.name, *cells, self._mean_gap(row)])
         return head, body
 
-    def _named(self, row: Row) -> str:
+    def _named(self, row: ComparisonRow) -> str:
         many = len({row.teacher for row in self.rows}) > 1
         return f"{row.name} ({row.teacher})" if many else row.name
 
@@ -116,14 +116,14 @@ class Tables:
     def _teacher(self, name: str, task: str) -> float:
         return self.summary.references[name][task, self.split].value
 
-    def _cell(self, row: Row, task: str) -> str:
+    def _cell(self, row: ComparisonRow, task: str) -> str:
         scores = row.scores(task, self.split)
         if not scores:
             return "-"
         gap = 100 * (self._teacher(row.teacher, task) - statistics.fmean(scores))
         return f"{spread(scores)} (gap {gap:.1f})"
 
-    def _mean_gap(self, row: Row) -> str:
+    def _mean_gap(self, row: ComparisonRow) -> str:
         scores = {task: row.scores(task, self.split) for task in self.tasks}
         if not all(scores.values()):
             return "-"
@@ -140,7 +140,7 @@ class Tables:
                 body.append([self._named(row), *cells])
         return head, body
 
-    def _difference(self, control: Row, row: Row, task: str) -> str:
+    def _difference(self, control: ComparisonRow, row: ComparisonRow, task: str) -> str:
         if task not in row.settings or task not in control.settings:
             return "-"
         key: Key = (task, self.split)
@@ -170,10 +170,10 @@ def _mean(results: Sequence[Result], name: str) -> float:
     return statistics.fmean(result.cost[name] for result in results)
 
 
-def markdown(summary: Summary) -> str:
+def comparison_markdown(summary: Summary) -> str:
     """All tables, with what they say."""
     tables = Tables(summary)
-    parts = [f"# Sweep {summary.sweep.name}", summary.sweep.description, NOTE]
+    parts = [f"# Sweep {summary.sweep.name}", summary.sweep.description, COMPARISON_NOTE]
     parts += [f"## On {tables.split}", table.markdown(*tables.scores())]
     parts += ["## Against the control", table.markdown(*tables.differences())]
     parts += ["## Costs", table.markdown(*tables.costs())]

@@ -24,7 +24,7 @@ from semalign.sweep.trials import HARDWARE, Trial, show
 
 Rows = tuple[list[str], list[list[str]]]  # a table's header and body
 
-NOTE = (
+SWEEP_NOTE = (
     "Percent, mean ± standard deviation over seeds. Differences are to the base, item by item with "
     "each item's score averaged over seeds; p-values are not corrected for the number of settings."
 )
@@ -109,11 +109,11 @@ def failures_table(summary: Summary) -> Rows:
     ]
 
 
-def markdown(summary: Summary) -> str:
+def sweep_markdown(summary: Summary) -> str:
     """All tables, with what they say."""
     sweep, chosen = summary.sweep, summary.chosen
     select, split = sweep.select, sweep.report.split
-    parts = [f"# Sweep {sweep.name}", sweep.description, NOTE]
+    parts = [f"# Sweep {sweep.name}", sweep.description, SWEEP_NOTE]
     parts += [
         f"## Chosen on {select.metric} {select.split}",
         table.markdown(*settings_table(summary)),

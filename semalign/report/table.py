@@ -15,7 +15,7 @@ from semalign.tasks.protocols import Protocol
 Scores = Mapping[tuple[str, str, str], Score]
 
 
-def rows(
+def score_rows(
     scores: Scores,
     candidates: Sequence[str],
     tasks: Sequence[str],

@@ -34,7 +34,7 @@ modules, request = marshal.load(sys.stdin.buffer)
 for name, code in modules:
     module = sys.modules[name] = type(sys)(name)
     exec(code, vars(module))
-module.main(request)
+module.start_processes(request)
 """
 
 
@@ -99,7 +99,7 @@ def started(
             process = _start(launcher, file.fileno(), errors.fileno(), fds)
         cleanup.callback(_kill, process, leash)
         with contextlib.suppress(TimeoutError):
-            if receive(channel, time.monotonic() + _START_LIMIT_S) == b"ready":
+            if receive_line(channel, time.monotonic() + _START_LIMIT_S) == b"ready":
                 yield channel
                 return
         errors.seek(0)
@@ -185,7 +185,7 @@ def _random_uid() -> int:
     return random.SystemRandom().randrange(20_000, 60_000)
 
 
-def receive(channel: socket.socket, deadline: float) -> bytes:
+def receive_line(channel: socket.socket, deadline: float) -> bytes:
     """One line without its end; what came before the writers died; TimeoutError at the deadline."""
     data = b""
     while not data.endswith(b"\n") and len(data) < _LINE_LIMIT:

@@ -36,13 +36,13 @@ from semalign.sandbox.launcher import (
     Launcher,
     SandboxError,
     in_namespaces,
-    receive,
+    receive_line,
     started,
 )
 from semalign.sandbox.program import Program
 from semalign.sandbox.root import PYTHON, shown
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 DEFAULT = 2
 
@@ -141,7 +141,7 @@ def _launcher() -> Launcher:
 
 @functools.cache
 def _weakest() -> Launcher:
-    logger.warning(
+    _logger.warning(
         "sandbox: TIER 3 ONLY, generated code runs with resource limits but can reach files and "
         "the network (tier 1: %s; tier 2: %s)",
         *map(_probe, (1, 2)),
@@ -169,7 +169,7 @@ def _probe(tier: int) -> Launcher | str:
             program = Program(solution=proof, tests="")
             verdict = _run(launcher, program, 10.0, {"RLIMIT_CPU": 10}, 8)
         except SandboxError as error:
-            logger.debug("%s", error)
+            _logger.debug("%s", error)
             continue
         if verdict.passed:
             return launcher
@@ -196,7 +196,7 @@ def _run(
             channel.settimeout(timeout_s)
             channel.sendall(len(tests).to_bytes(8, "big") + tests)
         with contextlib.suppress(TimeoutError):
-            line = receive(channel, begin + timeout_s)
+            line = receive_line(channel, begin + timeout_s)
         seconds = time.monotonic() - begin
     return Verdict(
         passed=line == secret.encode(),

@@ -135,7 +135,9 @@ class Map(Artifact):
         return MAPS.find(self.alignment.map, "alignment.map")
 
     def identity(self) -> Json:
-        heads = {} if self.how.uses_bases else {"heads": [self.student.weights, self.teacher.weights]}
+        heads = (
+            {} if self.how.uses_bases else {"heads": [self.student.weights, self.teacher.weights]}
+        )
         settings = {"map": self.alignment.map, "top_k": self.alignment.top_k}
         return {**settings, "shared": self.shared.key, **heads}
 

@@ -7,7 +7,8 @@ import string
 from decimal import Decimal
 from types import MappingProxyType
 
-from semalign.tasks.task import Reader, Row, Task
+from semalign.tasks.profile import LibraryTask, Profile, Published
+from semalign.tasks.task import AnswerReader, Row, Task
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")  # the calculator annotations of the published rationales
 # A sign belongs to a number unless a digit stands before it ("16-3" ends in 3); commas only where
@@ -16,8 +17,6 @@ _NUMBER = re.compile(
     r"(?:(?<!\d)[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)", re.ASCII
 )
 _MARK = "####"
-
-STOP = ("\nQuestion:",)
 
 
 def final_number(text: str) -> str | None:
@@ -65,13 +64,34 @@ class Gsm8k(Task):
     template = "Question: {{ question }}\nAnswer:"
     readers = MappingProxyType(
         {
-            "final-number": Reader(final_number, _same_number),
-            "last-number": Reader(last_number, _same_characters),
+            "final-number": AnswerReader(final_number, _same_number),
+            "last-number": AnswerReader(last_number, _same_characters),
         }
     )
-
-    def id(self, row: Row, index: int) -> str:
-        return f"gsm8k/{index}"
+    library = LibraryTask(file="gsm8k.yaml", metric="exact_match", filter="flexible-extract")
+    profiles = MappingProxyType(
+        {
+            "paper": Profile(prompt=template, stop=("\nQuestion:",), reader="final-number"),
+            "paper-chat": Profile(
+                prompt="{{ question }}\nThink step by step, then write #### and the number.",
+                chat="template",
+                reader="final-number",
+            ),
+            "open-instruct": Profile(
+                prompt="Answer the following question.\n\nQuestion: {{ question }}",
+                prefix="Answer:",
+                chat="tulu",
+                reader="last-number",
+            ),
+            "lm-eval": Profile(library=library.file, max_tokens=256),
+        }
+    )
+    # Sizes: Cobbe et al. 2021.
+    published = Published(
+        hub=("openai/gsm8k", "main"),
+        prefix="gsm8k",
+        splits={"train": range(7473), "test": range(1319)},
+    )
 
     def answer(self, row: Row) -> str:
         return f" {_ANNOTATION.sub('', row['answer'])}"

@@ -6,9 +6,16 @@ import keyword
 from types import MappingProxyType
 
 from semalign.sandbox.program import Program
+from semalign.tasks.profile import (
+    CODE_FENCE,
+    COMPLETE_FUNCTION,
+    TWENTY_SAMPLES,
+    Profile,
+    Published,
+)
 from semalign.tasks.task import Row, Task
 
-STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 2.1
+_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # those of Chen et al. 2021, section 2.1
 
 
 class HumanEval(Task):
@@ -25,6 +32,31 @@ class HumanEval(Task):
         }
     )
     template = "{{ prompt }}"
+    profiles = MappingProxyType(
+        {
+            "paper": Profile(prompt=template, stop=_STOP),
+            "paper-chat": Profile(
+                prompt=f"Complete this function:\n\n{CODE_FENCE}{{{{ prompt }}}}```",
+                prefix=f"{CODE_FENCE}{{{{ prompt }}}}",
+                chat="template",
+                stop=(*_STOP, "\n```"),
+            ),
+            "open-instruct": Profile(
+                prompt=f"{COMPLETE_FUNCTION}{{{{ prompt }}}}",
+                prefix=f"Here is the function:\n\n{CODE_FENCE}{{{{ prompt }}}}",
+                chat="tulu",
+                stop=(*_STOP, "\n```"),
+                **TWENTY_SAMPLES,
+            ),
+        }
+    )
+    # Size and ids: Chen et al. 2021.
+    published = Published(
+        hub=("openai/openai_humaneval", "openai_humaneval"),
+        file="HumanEval",
+        prefix="HumanEval",
+        splits={"test": range(164)},
+    )
 
     def id(self, row: Row, index: int) -> str:
         return str(row["task_id"])

@@ -1,8 +1,9 @@
-"""lm_eval as a library: what it asks of a row, and how it judges what our engines answered.
+"""lm_eval as a library: its request for a row, and its verdict on the output of our engines.
 
 lm_eval (0.4.13) builds the requests and computes filters and metrics; the model it evaluates holds
-answers that are there already. The tasks are semalign/tasks/lm_eval/*.yaml: ``mmlu`` and
-``gsm8k_cot_zeroshot``, over rows in memory. lm_eval is imported at the first call, not before.
+outputs that were generated before. The lm_eval task of a benchmark is its `Task.library`: those of
+semalign/tasks/lm_eval are ``mmlu`` and ``gsm8k_cot_zeroshot``, over rows in memory. lm_eval is
+imported at the first call, not before.
 """
 
 from __future__ import annotations
@@ -16,23 +17,22 @@ from typing import Any
 import yaml
 
 from semalign.errors import UserError, nearest
-from semalign.tasks import TASKS, Row
-from semalign.tasks.protocols import LIBRARY
-from semalign.tasks.task import cut
+from semalign.tasks.profile import LIBRARY, LibraryTask
+from semalign.tasks.registry import TASKS
+from semalign.tasks.task import Row, cut
 
 Output = str | tuple[float, ...]
 
-# The metric and the filter that count, as in lm_eval's table of results.
-_SCORES = {"mmlu": ("acc", "none"), "gsm8k": ("exact_match", "flexible-extract")}
-_NO_MATCH = "[invalid]"  # what lm_eval's regex filter says where it finds nothing
+_NO_MATCH = "[invalid]"  # what lm_eval's regex filter returns where it finds nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What lm_eval wants to know of one row.
+class LibraryRequest:
+    """lm_eval's request for one row.
 
-    With ``choices`` (continuations of the prompt, leading space included) their log-probabilities;
-    else the text generated greedily up to a stop string, of at most ``max_tokens`` tokens.
+    With ``choices`` (continuations of the prompt, leading space included) it is for their
+    log-probabilities; else for the text generated greedily up to a stop string, of at most
+    ``max_tokens`` tokens.
     """
 
     prompt: str
@@ -42,36 +42,42 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """lm_eval's answer and verdict on one row; ``other``: by the filters that do not count."""
+class LibraryVerdict:
+    """The answer that lm_eval extracts from one output, and whether it is correct.
+
+    ``other`` holds the verdicts by the filters that do not count.
+    """
 
     extracted: str | None
     correct: bool
     other: dict[str, bool] = field(default_factory=dict)
 
 
-def ask(task: str, rows: Sequence[Row]) -> list[Asked]:
-    """One request a row, in order; UserError for a task that has no definition here."""
+def library_requests(task: str, rows: Sequence[Row]) -> list[LibraryRequest]:
+    """One request a row, in order; UserError for a task that lm_eval has no definition of."""
     if not rows:
         return []
-    built = _task(task, rows)
+    built = _built(task, rows)
     built.build_all_requests()
-    asked: dict[int, Asked] = {}
+    found: dict[int, LibraryRequest] = {}
     for instance in built.instances:
         prompt, wanted = instance.args
         if instance.request_type == "loglikelihood":
-            before = asked[instance.doc_id].choices if instance.idx else ()
-            asked[instance.doc_id] = Asked(prompt=prompt, choices=(*before, wanted))
+            before = found[instance.doc_id].choices if instance.idx else ()
+            found[instance.doc_id] = LibraryRequest(prompt=prompt, choices=(*before, wanted))
         else:
             stop, limit = tuple(wanted["until"]), wanted["max_gen_toks"]
-            asked[instance.doc_id] = Asked(prompt=prompt, stop=stop, max_tokens=limit)
-    return [asked[index] for index in range(len(rows))]
+            found[instance.doc_id] = LibraryRequest(prompt=prompt, stop=stop, max_tokens=limit)
+    return [found[index] for index in range(len(rows))]
 
 
-def judge(task: str, rows: Sequence[Row], outputs: Sequence[Output]) -> list[Judged]:
+def library_verdicts(
+    task: str, rows: Sequence[Row], outputs: Sequence[Output]
+) -> list[LibraryVerdict]:
     """lm_eval's verdict on one output a row: the text, or the log-probability of each choice.
 
-    Text is cut at the first stop string, as lm_eval's own models do. UserError as for `ask`.
+    Text is cut at the first stop string, as lm_eval's own models do. Raises UserError as
+    `library_requests` does.
     """
     if len(rows) != len(outputs):
         raise ValueError(f"{len(rows)} rows, {len(outputs)} outputs")
@@ -79,19 +85,19 @@ def judge(task: str, rows: Sequence[Row], outputs: Sequence[Output]) -> list[Jud
         return []
     evaluated = _library().evaluate(
         lm=_library().answers(outputs),
-        task_dict={"tasks": {task: _task(task, rows)}, "groups": {}},
+        task_dict={"tasks": {task: _built(task, rows)}, "groups": {}},
         bootstrap_iters=0,  # no standard errors
     )
-    metric, counted = _SCORES[task]
+    library = _library_task(task)
     verdicts: list[dict[str, bool]] = [{} for _ in rows]
     extracted: list[str | None] = [None for _ in rows]
     for sample in evaluated["samples"][task]:
         index = sample["doc_id"]
-        verdicts[index][sample["filter"]] = bool(sample[metric])
-        if sample["filter"] == counted:
+        verdicts[index][sample["filter"]] = bool(sample[library.metric])
+        if sample["filter"] == library.filter:
             extracted[index] = _extracted(sample)
     return [
-        Judged(extracted=answer, correct=verdict.pop(counted), other=verdict)
+        LibraryVerdict(extracted=answer, correct=verdict.pop(library.filter), other=verdict)
         for answer, verdict in zip(extracted, verdicts, strict=True)
     ]
 
@@ -106,14 +112,21 @@ def _extracted(sample: dict[str, Any]) -> str | None:
     return choice.strip()
 
 
-def _task(name: str, rows: Sequence[Row]) -> Any:
+def _library_task(name: str) -> LibraryTask:
+    library = TASKS[name].library
+    if library is None:
+        known = [task.name for task in TASKS.values() if task.library]
+        raise UserError(f"protocol lm-eval has no task '{name}'; {nearest(name, known)}")
+    return library
+
+
+def _built(name: str, rows: Sequence[Row]) -> Any:
     """lm_eval's task object over these rows, of which it sees the benchmark's fields only."""
-    if name not in _SCORES:
-        raise UserError(f"protocol lm-eval has no task '{name}'; {nearest(name, _SCORES)}")
+    definition = (LIBRARY / _library_task(name).file).read_text(encoding="utf-8")
     library = _library()
     wanted = [{key: row[key] for key in TASKS[name].fields} for row in rows]
     docs = {"test": library.dataset(wanted)}
-    config = yaml.safe_load((LIBRARY / f"{name}.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(definition)
     return library.task(config={**config, "custom_dataset": lambda **_: docs})
 
 
@@ -141,7 +154,7 @@ def _library() -> _Library:
     utils.env.from_string = lru_cache(utils.env.from_string)
 
     class Answers(LM):
-        """A model whose answers are known; row and choice say which one is asked for."""
+        """A model whose outputs are known; row and choice identify the one requested."""
 
         def __init__(self, outputs: Sequence[Any]) -> None:
             super().__init__()
@@ -151,11 +164,11 @@ def _library() -> _Library:
             return [cut(self.outputs[it.doc_id], it.args[1]["until"]) for it in requests]
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            # Whether greedy decoding would say it is not known, and no metric here uses it.
+            # Whether it is greedy decoding's output is not known, and no metric here uses it.
             return [(self.outputs[it.doc_id][it.idx], False) for it in requests]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise NotImplementedError("no task here asks for perplexities")
+            raise NotImplementedError("no task here needs perplexities")
 
     return _Library(
         task=task.ConfigurableTask, evaluate=evaluate, dataset=Dataset.from_list, answers=Answers

@@ -6,9 +6,14 @@ import ast
 from types import MappingProxyType
 
 from semalign.sandbox.program import Program
+from semalign.tasks.profile import (
+    CODE_FENCE,
+    COMPLETE_FUNCTION,
+    TWENTY_SAMPLES,
+    Profile,
+    Published,
+)
 from semalign.tasks.task import Row, Task
-
-STOP = ("\nTask:",)
 
 
 class Mbpp(Task):
@@ -17,6 +22,39 @@ class Mbpp(Task):
     metric = "pass@1"
     schema = MappingProxyType({"task_id": int | str, "text": str, "code": str, "test_list": list})
     template = "Task: {{ text }}\nTests:\n{{ test_list | join('\n') }}\nCode:\n"
+    profiles = MappingProxyType(
+        {
+            "paper": Profile(prompt=template, stop=("\nTask:",), timeout_s=10.0),
+            "paper-chat": Profile(
+                prompt="{{ text }}\nIt must pass these tests:\n\n"
+                f"{CODE_FENCE}{{{{ test_list | join('\\n') }}}}\n```",
+                prefix=CODE_FENCE,
+                chat="template",
+                stop=("\n```",),
+                timeout_s=10.0,
+            ),
+            "open-instruct": Profile(
+                prompt=f"{COMPLETE_FUNCTION}{{{{ text }}}}\n{{{{ code.split(':')[0] }}}}",
+                prefix=f"Here is the completed function:\n\n\n{CODE_FENCE}",
+                chat="tulu",
+                stop=("```",),
+                timeout_s=10.0,
+                **TWENTY_SAMPLES,
+            ),
+        }
+    )
+    # Sizes and id ranges: Austin et al. 2021, README of the data.
+    published = Published(
+        hub=("google-research-datasets/mbpp", "full"),
+        file="mbpp",
+        prefix="mbpp",
+        splits={
+            "prompt": range(1, 11),
+            "test": range(11, 511),
+            "validation": range(511, 601),
+            "train": range(601, 975),
+        },
+    )
 
     def id(self, row: Row, index: int) -> str:
         number = row["task_id"]

@@ -1,4 +1,4 @@
-"""What a benchmark is: rows of a file -> prompts -> extracted answers -> verdicts. Strings only."""
+"""What a task is: rows of a file -> prompts -> extracted answers -> verdicts. Strings only."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from semalign.errors import UserError
 from semalign.sandbox.program import Program
+from semalign.tasks.profile import LibraryTask, Profile, Published
 
 Row = dict[str, Any]
-Kind = Literal["choice", "text", "code"]
+TaskKind = Literal["choice", "text", "code"]
 Metric = Literal["accuracy", "pass@1"]
 
 
@@ -35,9 +36,11 @@ class Example:
     row: Row
 
 
-class Reader(NamedTuple):
-    """How an answer is read off a text, and told to be right: ``extract`` finds it or gives None,
-    ``correct`` holds it against the row's own.
+class AnswerReader(NamedTuple):
+    """How the answer in a text is found and judged.
+
+    ``extract`` returns the answer, or None where there is none; ``correct`` compares it with the
+    answer of the row.
     """
 
     extract: Callable[[str], str | None]
@@ -45,35 +48,40 @@ class Reader(NamedTuple):
 
 
 class Task(ABC):
-    """A benchmark: what its rows are, how one is trained on, and what a right answer is.
+    """A task: what its rows are, how a row is trained on, and how its answers are evaluated.
 
-    ``choice`` tasks are scored by the next-token scores of their letters, ``text`` tasks by an
-    answer read off generated text, ``code`` tasks by running a program in the sandbox. How a task
-    is asked for a score is a protocol's matter (protocols.py).
+    ``choice`` tasks are scored by the next-token scores of their choices, ``text`` tasks by an
+    answer found in generated text, ``code`` tasks by running a program in the sandbox. A task is
+    one file, and `register_task` adds it. How it is evaluated depends on the protocol, so it has a
+    profile for each of those it knows, or one for all.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[TaskKind]
     metric: ClassVar[Metric]
     schema: ClassVar[Mapping[str, type | UnionType]]
     template: ClassVar[str]  # the zero-shot prompt, in Jinja over the fields of a row
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType({})  # of a text task, by name
+    readers: ClassVar[Mapping[str, AnswerReader]] = MappingProxyType({})  # of a text task, by name
+    profiles: ClassVar[Mapping[str, Profile]] = MappingProxyType({})  # by protocol
+    profile: ClassVar[Profile | None] = None  # under protocols that `profiles` has none for
+    published: ClassVar[Published | None] = None
+    library: ClassVar[LibraryTask | None] = None  # of lm_eval
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields every row must have."""
         return tuple(self.schema)
 
-    @abstractmethod
     def id(self, row: Row, index: int) -> str:
-        """A name that no other row of the split has."""
+        """A name that no other row of the split has: by default the task's and the row's place."""
+        return f"{self.name}/{index}"
 
     @abstractmethod
     def answer(self, row: Row) -> str:
         """The reference answer as it follows the zero-shot prompt."""
 
     def example(self, row: Row, index: int) -> Example:
-        """The row as a zero-shot prompt and its reference answer, which is what is trained on."""
+        """The row as a zero-shot prompt and its reference answer, on which models are trained."""
         return Example(
             id=self.id(row, index),
             task=self.name,
@@ -83,11 +91,11 @@ class Task(ABC):
         )
 
     def check(self, row: Row) -> str | None:
-        """What else is wrong with a row whose fields have the right types; None when nothing is."""
+        """The error in a row whose fields have the right types, or None when there is none."""
         return None
 
     def group(self, row: Row) -> str | None:
-        """What scores are also told by, such as the subject; None where there is no such thing."""
+        """The group of the row, such as its subject, for scores by group; None without groups."""
         return None
 
     def program(self, output: str, row: Row) -> Program:
@@ -119,7 +127,7 @@ def read_rows(path: Path, task: Task) -> list[Row]:
 
     Raises UserError naming the file, the line and the field.
     """
-    rows = [_parse(line, f"{path}:{number}", task) for number, line in _lines(path)]
+    rows = [parse_row(line, f"{path}:{number}", task) for number, line in _lines(path)]
     if not rows:
         raise UserError(f"{path}: no rows; expected one JSON object a line for {task.name}")
     return rows
@@ -140,7 +148,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
-def _parse(line: str, where: str, task: Task) -> Row:
+def parse_row(line: str, where: str, task: Task) -> Row:
+    """The row of a JSON line, with every field checked.
+
+    Raises UserError that begins with ``where`` and names the field.
+    """
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from semalign.errors import UserError, nearest
 
 MODELS = ("teacher", "student", "code-teacher")
-NAMES = tuple(f"zoo/{name}" for name in (*MODELS, "data"))
+ZOO_NAMES = tuple(f"zoo/{name}" for name in (*MODELS, "data"))
 
 
 def path(name: str) -> Path:
@@ -15,8 +15,8 @@ def path(name: str) -> Path:
 
     Raises UserError for any other name, or if the folder is missing.
     """
-    if name not in NAMES:
-        raise UserError(f"'{name}' is not part of the zoo; {nearest(name, NAMES)}")
+    if name not in ZOO_NAMES:
+        raise UserError(f"'{name}' is not part of the zoo; {nearest(name, ZOO_NAMES)}")
     folder = Path(__file__).parent / name.removeprefix("zoo/")
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; `python -m semalign.zoo.recipe` makes it")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-Row = dict[str, Any]
+from semalign.tasks.task import Row
 
 
 @dataclass(frozen=True)
-class Step:
-    """An operation. In `code`, {e} is the expression it is applied to; {c} a sampled constant."""
+class Link:
+    """An operation: in `code`, {e} is the expression it is applied to, {c} a sampled constant."""
 
     takes: str
     gives: str
@@ -32,50 +32,50 @@ class Step:
 
 
 DIGITS = tuple("23456789")
-LETTERS = tuple("aeot")
+COUNTED = tuple("aeot")
 ENDINGS = tuple(f"'{c}'" for c in "xyz")
 
-STEPS = (
-    Step("x", "x", "add {c}", "adding {c}", "{e} + {c}", DIGITS),
-    Step("x", "x", "subtract {c}", "subtracting {c}", "{e} - {c}", DIGITS),
-    Step("x", "x", "multiply by {c}", "multiplying by {c}", "{e} * {c}", DIGITS),
-    Step("x", "x", "subtract from {c}", "subtracting from {c}", "{c} - {e}", DIGITS),
-    Step("x", "x", "divide by {c} rounding down", "dividing by {c} rounding down",
+LINKS = (
+    Link("x", "x", "add {c}", "adding {c}", "{e} + {c}", DIGITS),
+    Link("x", "x", "subtract {c}", "subtracting {c}", "{e} - {c}", DIGITS),
+    Link("x", "x", "multiply by {c}", "multiplying by {c}", "{e} * {c}", DIGITS),
+    Link("x", "x", "subtract from {c}", "subtracting from {c}", "{c} - {e}", DIGITS),
+    Link("x", "x", "divide by {c} rounding down", "dividing by {c} rounding down",
          "{e} // {c}", DIGITS),
-    Step("x", "x", "take the remainder by {c}", "taking the remainder by {c}", "{e} % {c}", DIGITS),
-    Step("x", "x", "square", "squaring", "{e} ** 2"),
-    Step("x", "x", "take the absolute value", "taking the absolute value", "abs({e})"),
-    Step("x", "x", "raise to at least {c}", "raising to at least {c}", "max({e}, {c})", DIGITS),
-    Step("x", "x", "cap at {c}", "capping at {c}", "min({e}, {c})", DIGITS),
-    Step("xs", "xs", "keep the numbers above {c}", "keeping the numbers above {c}",
+    Link("x", "x", "take the remainder by {c}", "taking the remainder by {c}", "{e} % {c}", DIGITS),
+    Link("x", "x", "square", "squaring", "{e} ** 2"),
+    Link("x", "x", "take the absolute value", "taking the absolute value", "abs({e})"),
+    Link("x", "x", "raise to at least {c}", "raising to at least {c}", "max({e}, {c})", DIGITS),
+    Link("x", "x", "cap at {c}", "capping at {c}", "min({e}, {c})", DIGITS),
+    Link("xs", "xs", "keep the numbers above {c}", "keeping the numbers above {c}",
          "[n for n in {e} if n > {c}]", DIGITS),
-    Step("xs", "xs", "keep the numbers below {c}", "keeping the numbers below {c}",
+    Link("xs", "xs", "keep the numbers below {c}", "keeping the numbers below {c}",
          "[n for n in {e} if n < {c}]", DIGITS),
-    Step("xs", "xs", "keep the even numbers", "keeping the even numbers",
+    Link("xs", "xs", "keep the even numbers", "keeping the even numbers",
          "[n for n in {e} if n % 2 == 0]"),
-    Step("xs", "xs", "keep the odd numbers", "keeping the odd numbers",
+    Link("xs", "xs", "keep the odd numbers", "keeping the odd numbers",
          "[n for n in {e} if n % 2 == 1]"),
-    Step("xs", "xs", "add {c} to each", "adding {c} to each", "[n + {c} for n in {e}]", DIGITS),
-    Step("xs", "xs", "multiply each by {c}", "multiplying each by {c}",
+    Link("xs", "xs", "add {c} to each", "adding {c} to each", "[n + {c} for n in {e}]", DIGITS),
+    Link("xs", "xs", "multiply each by {c}", "multiplying each by {c}",
          "[n * {c} for n in {e}]", DIGITS),
-    Step("xs", "xs", "sort", "sorting", "sorted({e})"),
-    Step("xs", "xs", "reverse", "reversing", "{e}[::-1]"),
-    Step("xs", "xs", "drop the first {c}", "dropping the first {c}", "{e}[{c}:]", ("2", "3")),
-    Step("xs", "xs", "take the first {c}", "taking the first {c}", "{e}[:{c}]", ("2", "3")),
-    Step("xs", "x", "take the sum", "taking the sum", "sum({e})"),
-    Step("xs", "x", "take the largest", "taking the largest", "max({e})"),
-    Step("xs", "x", "take the smallest", "taking the smallest", "min({e})"),
-    Step("xs", "x", "count them", "counting them", "len({e})"),
-    Step("s", "s", "reverse", "reversing", "{e}[::-1]"),
-    Step("s", "s", "turn to upper case", "turning to upper case", "{e}.upper()"),
-    Step("s", "s", "repeat {c} times", "repeating {c} times", "{e} * {c}", ("2", "3")),
-    Step("s", "s", "append {c}", "appending {c}", "{e} + {c}", ENDINGS),
-    Step("s", "s", "put {c} in front", "putting {c} in front", "{c} + {e}", ENDINGS),
-    Step("s", "s", "take the first {c}", "taking the first {c}", "{e}[:{c}]", DIGITS[:4]),
-    Step("s", "s", "drop the first {c}", "dropping the first {c}", "{e}[{c}:]", ("2", "3")),
-    Step("s", "s", "remove each {c}", "removing each {c}", "{e}.replace('{c}', '')", LETTERS),
-    Step("s", "x", "count the letters", "counting the letters", "len({e})"),
-    Step("s", "x", "count each {c}", "counting each {c}", "{e}.count('{c}')", LETTERS),
+    Link("xs", "xs", "sort", "sorting", "sorted({e})"),
+    Link("xs", "xs", "reverse", "reversing", "{e}[::-1]"),
+    Link("xs", "xs", "drop the first {c}", "dropping the first {c}", "{e}[{c}:]", ("2", "3")),
+    Link("xs", "xs", "take the first {c}", "taking the first {c}", "{e}[:{c}]", ("2", "3")),
+    Link("xs", "x", "take the sum", "taking the sum", "sum({e})"),
+    Link("xs", "x", "take the largest", "taking the largest", "max({e})"),
+    Link("xs", "x", "take the smallest", "taking the smallest", "min({e})"),
+    Link("xs", "x", "count them", "counting them", "len({e})"),
+    Link("s", "s", "reverse", "reversing", "{e}[::-1]"),
+    Link("s", "s", "turn to upper case", "turning to upper case", "{e}.upper()"),
+    Link("s", "s", "repeat {c} times", "repeating {c} times", "{e} * {c}", ("2", "3")),
+    Link("s", "s", "append {c}", "appending {c}", "{e} + {c}", ENDINGS),
+    Link("s", "s", "put {c} in front", "putting {c} in front", "{c} + {e}", ENDINGS),
+    Link("s", "s", "take the first {c}", "taking the first {c}", "{e}[:{c}]", DIGITS[:4]),
+    Link("s", "s", "drop the first {c}", "dropping the first {c}", "{e}[{c}:]", ("2", "3")),
+    Link("s", "s", "remove each {c}", "removing each {c}", "{e}.replace('{c}', '')", COUNTED),
+    Link("s", "x", "count the letters", "counting the letters", "len({e})"),
+    Link("s", "x", "count each {c}", "counting each {c}", "{e}.count('{c}')", COUNTED),
 )  # fmt: skip
 WORDS = ("tomato", "potato", "rotate", "teapot", "estate", "toast", "meteor", "sonata", "oatmeal")
 VERBS = ("apply", "build", "change", "compute", "convert", "get", "make", "run", "solve", "work")
@@ -91,7 +91,7 @@ class Chain:
     """Steps with their constants, from the argument to the returned value."""
 
     argument: str
-    steps: tuple[tuple[Step, str], ...]
+    steps: tuple[tuple[Link, str], ...]
 
     def expression(self) -> str:
         """The nested form."""
@@ -102,7 +102,7 @@ class Chain:
         return code
 
     @staticmethod
-    def _needs_parentheses(step: Step) -> bool:
+    def _needs_parentheses(step: Link) -> bool:
         return step.binary or step.code.startswith("{e}")
 
     def statements(self, indent: str = "    ") -> str:
@@ -136,10 +136,10 @@ class Chain:
 
 def sample_chain(rng: Random) -> Chain:
     kind = argument = rng.choice(("x", "xs", "s"))
-    steps: list[tuple[Step, str]] = []
+    steps: list[tuple[Link, str]] = []
     for _ in range(rng.choice((1, 2, 2, 3, 3, 4))):
         used = [step for step, _ in steps]
-        step = rng.choice([s for s in STEPS if s.takes == kind and s not in used])
+        step = rng.choice([s for s in LINKS if s.takes == kind and s not in used])
         steps.append((step, rng.choice(step.constants)))
         kind = step.gives
     return Chain(argument, tuple(steps))

@@ -7,13 +7,13 @@ not learn, within its budget, to look a letter up among shuffled choices.
 from __future__ import annotations
 
 from random import Random
-from typing import Any
 
-Row = dict[str, Any]
+from semalign.tasks.task import Row
+
 Draft = tuple[str, int]
 """The question and the index of the right choice."""
 
-KINDS = {
+KIND_WORDS = {
     "animal": ("dog", "cat", "horse", "mouse", "sheep", "lion", "bear", "goat"),
     "fruit": ("apple", "pear", "plum", "lemon", "grape", "peach", "cherry", "melon"),
     "tool": ("hammer", "saw", "drill", "spade", "rake", "axe", "wrench", "chisel"),
@@ -35,7 +35,7 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June",
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-NAMES = ("Ann", "Ben", "Eva", "Max")
+PERSONS = ("Ann", "Ben", "Eva", "Max")
 
 
 def arithmetic(rng: Random) -> Draft:
@@ -46,16 +46,16 @@ def arithmetic(rng: Random) -> Draft:
 def calendar(rng: Random) -> Draft:
     month, shift = rng.randrange(12), rng.randint(1, 6)
     word, sign = rng.choice((("after", 1), ("before", -1)))
-    person = rng.choice(NAMES)
+    person = rng.choice(PERSONS)
     text = f"{person} was born {shift} months {word} {MONTHS[month]}. In which quarter is that?"
     return text, (month + sign * shift) % 12 // 3
 
 
 def categories(rng: Random) -> Draft:
-    things = [(word, index) for index, words in enumerate(KINDS.values()) for word in words]
+    things = [(word, index) for index, words in enumerate(KIND_WORDS.values()) for word in words]
     (one, first), (two, second) = rng.sample(things, 2)
     verb, answer = rng.choice((("have", first), ("want", second)))
-    person = rng.choice(NAMES)
+    person = rng.choice(PERSONS)
     text = f"{person} has a {one} and wants a {two}. What kind of thing does {person} {verb}?"
     return text, answer
 
@@ -78,12 +78,12 @@ def geography(rng: Random) -> Draft:
     towns = [(town, index) for index, names in enumerate(LANDS.values()) for town in names]
     (one, first), (two, second) = rng.sample(towns, 2)
     word, answer = rng.choice((("start", first), ("end", second)))
-    return f"{rng.choice(NAMES)} goes from {one} to {two}. In which land is the {word}?", answer
+    return f"{rng.choice(PERSONS)} goes from {one} to {two}. In which land is the {word}?", answer
 
 
 def logic(rng: Random) -> Draft:
     order = rng.sample(range(4), 4)
-    facts = [f"{NAMES[order[i]]} is taller than {NAMES[order[i + 1]]}." for i in range(3)]
+    facts = [f"{PERSONS[order[i]]} is taller than {PERSONS[order[i + 1]]}." for i in range(3)]
     rng.shuffle(facts)
     word, answer = rng.choice((("tallest", order[0]), ("shortest", order[3])))
     return f"{' '.join(facts)} Who is the {word}?", answer
@@ -92,7 +92,7 @@ def logic(rng: Random) -> Draft:
 def properties(rng: Random) -> Draft:
     words = [(word, index) for index, group in enumerate(PROPERTIES.values()) for word in group]
     (one, first), (two, second) = rng.sample(words, 2)
-    (a, b) = rng.sample([word for words in KINDS.values() for word in words], 2)
+    (a, b) = rng.sample([word for words in KIND_WORDS.values() for word in words], 2)
     asked, answer = rng.choice(((a, first), (b, second)))
     return f"The {a} is {one} and the {b} is {two}. What is told of the {asked}?", answer
 
@@ -101,11 +101,11 @@ NUMBERS = ("0", "1", "2", "3")
 SUBJECTS = {
     "arithmetic": (arithmetic, ("below 50", "50 to 99", "100 to 149", "150 or more")),
     "calendar": (calendar, ("first", "second", "third", "fourth")),
-    "categories": (categories, tuple(KINDS)),
+    "categories": (categories, tuple(KIND_WORDS)),
     "comparison": (comparison, NUMBERS),
     "counting": (counting, NUMBERS),
     "geography": (geography, tuple(LANDS)),
-    "logic": (logic, NAMES),
+    "logic": (logic, PERSONS),
     "properties": (properties, tuple(PROPERTIES)),
 }
 

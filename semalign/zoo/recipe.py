@@ -28,13 +28,13 @@ from transformers import (
 )
 
 from semalign.core.statistics import score
-from semalign.tasks import TASKS, load_split
+from semalign.tasks import load_split
 from semalign.zoo import MODELS, splits
-from semalign.zoo.scoring import judge
+from semalign.zoo.scoring import right_answers
 from semalign.zoo.tokenizer import LONGEST, build_tokenizer
-from semalign.zoo.training import examples, train
+from semalign.zoo.training import examples, train_model
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 TOKENIZER_ROWS = 2000
 """Pretraining rows per task that the tokenizer is trained on."""
 MARK = "<!-- scores -->\n"
@@ -44,7 +44,7 @@ EXTRA_TOKEN = "<code>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """One model: its shape, or the model it starts from, and its training.
 
     `rows` are the rows of each task in one step. The student sees fewer steps than the teacher, so
@@ -65,7 +65,7 @@ class Run:
 
 ALL = {"mmlu": 16, "gsm8k": 24, "humaneval": 8, "mbpp": 8}
 RUNS = {
-    "teacher": Run(
+    "teacher": TrainingRun(
         hidden_size=192,
         num_hidden_layers=6,
         num_attention_heads=6,
@@ -76,7 +76,7 @@ RUNS = {
         learning_rate=3e-3,
         seed=1,
     ),
-    "student": Run(
+    "student": TrainingRun(
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -87,7 +87,7 @@ RUNS = {
         learning_rate=3e-3,
         seed=2,
     ),
-    "code-teacher": Run(
+    "code-teacher": TrainingRun(
         start="teacher",
         rows={"humaneval": 16, "mbpp": 16},
         steps=100,
@@ -106,7 +106,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+def new_model(run: TrainingRun, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
     """A Llama with random weights."""
     return LlamaForCausalLM(
         LlamaConfig(
@@ -146,7 +146,7 @@ def make_model(name: str, out: Path, device: str) -> float:
         model = new_model(run, tokenizer)
     else:
         model, tokenizer = extended(out / run.start)
-    seconds = train(
+    seconds = train_model(
         model.to(device),
         tokenizer,
         rows=run.rows,
@@ -159,26 +159,27 @@ def make_model(name: str, out: Path, device: str) -> float:
     return seconds
 
 
-def evaluate(name: str, out: Path, device: str) -> dict[str, dict[str, Any]]:
+def score_model(name: str, out: Path, device: str) -> dict[str, dict[str, Any]]:
     """Scores of the saved, bf16-rounded weights, computed in float32, on dev and test."""
     tokenizer = AutoTokenizer.from_pretrained(out / name)
     model = AutoModelForCausalLM.from_pretrained(out / name, dtype=torch.float32).to(device)
     scores: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
     for split, by_task in scores.items():
-        for task in TASKS:
-            right = judge(model, tokenizer, load_split(out / "data", task, split))
+        for task in splits.GENERATORS:
+            right = right_answers(model, tokenizer, load_split(out / "data", task, split))
             by_task[task] = asdict(score(right))
-            log.info("%s, %s, %s: %d of %d", name, task, split, sum(right), len(right))
+            _log.info("%s, %s, %s: %d of %d", name, task, split, sum(right), len(right))
     return scores
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The test scores in percent with their intervals, as the README shows them."""
-    lines = [["", *TASKS, "training"], ["---"] * (len(TASKS) + 2)]
+    tasks = list(splits.GENERATORS)
+    lines = [["", *tasks, "training"], ["---"] * (len(tasks) + 2)]
     for name in (model for model in MODELS if "test" in results.get(model, {})):
         cells = [
             f"{100 * s['value']:.1f} ({100 * s['low']:.1f} to {100 * s['high']:.1f})"
-            for s in (results[name]["test"][task] for task in TASKS)
+            for s in (results[name]["test"][task] for task in tasks)
         ]
         lines.append([name, *cells, f"{results[name]['training_seconds'] / 60:.0f} min"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -195,7 +196,7 @@ def record(name: str, out: Path, result: dict[str, Any]) -> None:
         readme.write_text(f"{before}{MARK}\n{table(results)}\n{MARK}{after}")
 
 
-def main() -> None:
+def run_recipe() -> None:
     parser = argparse.ArgumentParser(description="Make the zoo: data, tokenizer, weights, scores.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--only", choices=(*MODELS, "data"), help="make this part alone")
@@ -210,8 +211,8 @@ def main() -> None:
         result: dict[str, Any] = {}
         if not arguments.skip_training:
             result["training_seconds"] = round(make_model(name, arguments.out, device))
-        record(name, arguments.out, result | evaluate(name, arguments.out, device))
+        record(name, arguments.out, result | score_model(name, arguments.out, device))
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe()

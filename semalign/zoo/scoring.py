@@ -14,7 +14,7 @@ from semalign.tasks.protocols import find_protocol
 from semalign.tasks.task import cut
 
 PROTOCOL = find_protocol("paper")
-LETTERS = (" A", " B", " C", " D")
+LETTER_ANSWERS = (" A", " B", " C", " D")
 LONGEST_ANSWER = 96
 """Tokens; the longest reference answer of the shipped rows has fewer."""
 BATCH = 100
@@ -30,9 +30,9 @@ def answers(
     inputs = inputs.to(next(model.parameters()).device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if TASKS[batch[0].task].kind == "choice":
-        letters = [tokenizer(letter)["input_ids"][0] for letter in LETTERS]
+        letters = [tokenizer(letter)["input_ids"][0] for letter in LETTER_ANSWERS]
         logits = model(input_ids=ids, attention_mask=mask).logits[:, -1, letters]
-        return [LETTERS[best] for best in logits.argmax(-1).tolist()]
+        return [LETTER_ANSWERS[best] for best in logits.argmax(-1).tolist()]
     tokens = model.generate(
         input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=LONGEST_ANSWER
     )
@@ -52,7 +52,7 @@ def is_right(example: Example, output: str) -> bool:
     return reader.correct(reader.extract(output), example.row)
 
 
-def judge(
+def right_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> list[bool]:
     """Whether the model's answer to each example is right; the examples are of one task."""

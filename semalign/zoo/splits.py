@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
+from semalign.tasks.task import Row
 from semalign.zoo.programs import function_body, whole_function
 from semalign.zoo.questions import question
 from semalign.zoo.stories import word_problem
-
-Row = dict[str, Any]
 
 GENERATORS: dict[str, Callable[[Random], tuple[str, Row]]] = {
     "mmlu": question,

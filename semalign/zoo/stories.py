@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
 
-Row = dict[str, Any]
+from semalign.tasks.task import Row
 
 PEOPLE = ("Ann", "Ben", "Eva", "Max", "Sue", "Tom")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens")
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} from {other}")
 LOSSES = ("gives {n} to {other}", "loses {n}", "sells {n}")
-SIZES = ((20, 9), (20, 9), (60, 40))
+STARTS_AND_CHANGES = ((20, 9), (20, 9), (60, 40))
 """The largest first number of a story, and the largest number gained or lost."""
 LARGEST = 200
 """Nobody owns more things than this before the closing question."""
@@ -24,7 +23,7 @@ class Story:
         self.rng = rng
         self.name, self.other = rng.sample(PEOPLE, 2)
         self.thing, self.distraction = rng.sample(THINGS, 2)
-        self.start, self.change = rng.choice(SIZES)
+        self.start, self.change = rng.choice(STARTS_AND_CHANGES)
         self.sentences: list[str] = []
         self.chain: list[str] = []
         self.value = 0

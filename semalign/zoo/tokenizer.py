@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 PIECES = r"\n|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=[ ]\S)|\s"
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-VOCABULARY = 640
+VOCABULARY_SIZE = 640
 LONGEST = 2048
 
 
@@ -30,7 +30,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY_SIZE,
         special_tokens=list(SPECIAL.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

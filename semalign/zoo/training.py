@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from semalign.tasks import TASKS, Example
 from semalign.zoo.splits import stream
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 IGNORED = -100
 MULTIPLE = 16
 """Lengths are rounded up to this, because kernels are compiled per shape."""
@@ -51,7 +51,7 @@ def collate(
     return ids.to(device), labels.to(device)
 
 
-def answer_loss(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+def labelled_loss(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the labelled positions; only they go through the LM head.
 
     The layers run in bfloat16, the LM head, whose input varies in length, in float32.
@@ -82,7 +82,7 @@ def make_optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.
     ]
 
 
-def train(
+def train_model(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
     *,
@@ -102,12 +102,12 @@ def train(
         for o in optimizers
     ]
     sources = {task: examples(task, seed) for task in rows}
-    model.train()
+    model.train_model()
     start, means = time.perf_counter(), dict.fromkeys(rows, 0.0)
     for step in range(1, steps + 1):
         for task, source in sources.items():
             ids, labels = collate(list(islice(source, rows[task])), tokenizer, device)
-            loss = answer_loss(model, ids, labels)
+            loss = labelled_loss(model, ids, labels)
             (loss / len(rows)).backward()
             means[task] += 0.02 * (loss.item() - means[task])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -116,5 +116,5 @@ def train(
         model.zero_grad()
         if step % 50 == 0 or step == steps:
             shown = " ".join(f"{task} {mean:.3f}" for task, mean in means.items())
-            log.info("step %d/%d, %.0f s, %s", step, steps, time.perf_counter() - start, shown)
+            _log.info("step %d/%d, %.0f s, %s", step, steps, time.perf_counter() - start, shown)
     return time.perf_counter() - start

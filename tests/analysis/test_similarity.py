@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from semalign.analysis import FIGURES, similarity
-from semalign.analysis.similarity import compare_layers, drawn_positions, layer_similarity
+from semalign.analysis.similarity import compare_layers, drawn_positions, similarity_panels
 from semalign.core.similarity import linear_cka
 from semalign.data.tokens import Tokens
 from semalign.models.adapters import lora_on_layers, save_adapter
@@ -35,7 +35,7 @@ def compared(
     save_adapter(lora, adapter, family["student"])
     teacher, student = load_model(family["teacher"]), load_model(family["student"])
     heads = find_decoder(student).lm_head.weight, find_decoder(teacher).lm_head.weight
-    return layer_similarity(
+    return similarity_panels(
         teacher, student, (tokens, tokens), Transport.build(*heads, map="cosine"),
         positions=40, batch_size=3, seed=5, adapter=str(adapter),
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_unknown_names(complain: Complain) -> None:
     assert complain("modle=x") == "error: modle: unknown key; did you mean 'model'?"
     said = complain("sampling.samples=3")
     assert said.startswith("error: sampling.samples: unknown key; expected one of")
-    assert "'lm-eval' does not say how to evaluate humaneval" in complain("protocol=lm-eval")
+    assert "'lm-eval' has no profile for humaneval" in complain("protocol=lm-eval")
     assert "no split 'tset'" in complain("splits=[tset]")
     assert "model folder '/nowhere' does not exist" in complain("model=/nowhere")
 

@@ -82,5 +82,5 @@ def test_differences_are_to_the_control_under_the_same_teacher(summary: Summary)
 def test_costs_and_the_whole_report(summary: Summary) -> None:
     _, body = Tables(summary).costs()
     assert body[0] == ["sft (zoo/teacher)", "10", "2.0", "1.00"]
-    text = comparison.markdown(summary)
+    text = comparison.comparison_markdown(summary)
     assert text.index("## On test") < text.index("## Against the control") < text.index("## Costs")

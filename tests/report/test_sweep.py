@@ -188,7 +188,7 @@ def test_the_base_may_be_the_best(sweep: Sweep) -> None:
 
 
 def test_markdown_says_it_all(make: Callable[[], Summary]) -> None:
-    text = report.markdown(make())
+    text = report.sweep_markdown(make())
     assert text.startswith("# Sweep weights\n\nhow much alignment\n\nPercent, mean")
     for part in (
         "## Chosen on mmlu dev",
@@ -204,7 +204,7 @@ def test_markdown_says_it_all(make: Callable[[], Summary]) -> None:
 def test_nothing_finished(sweep: Sweep) -> None:
     summary = summarise(sweep, [Result(trial=trial, error="no") for trial in trials(sweep)])
     assert summary.chosen is None and report.draw(summary) == {}
-    assert "nothing is chosen" in report.markdown(summary)
+    assert "nothing is chosen" in report.sweep_markdown(summary)
     assert report.csv_text(summary).count("\n") == 13
 
 

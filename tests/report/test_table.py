@@ -19,7 +19,7 @@ SCORES = {
 
 
 def test_rows_and_gaps() -> None:
-    found = table.rows(SCORES, NAMES, ("gsm8k", "mbpp"), "test", "teacher")
+    found = table.score_rows(SCORES, NAMES, ("gsm8k", "mbpp"), "test", "teacher")
     assert found == [
         ["student", "50.0 (45-55)", "50.0 (45-55)", "+25.00"],
         ["teacher", "75.0 (70-80)", "75.0 (70-80)", "+0.00"],
@@ -42,7 +42,7 @@ def test_the_trained_task_has_a_star() -> None:
 def test_four_tasks_fit_in_80_columns() -> None:
     console = Console(width=80)
     head = table.header(SCORES, TASKS, "test", "mbpp")
-    body = table.rows(SCORES, NAMES, TASKS, "test", "teacher")
+    body = table.score_rows(SCORES, NAMES, TASKS, "test", "teacher")
     with console.capture() as captured:
         console.print(table.terminal("title", head, body))
     lines = captured.get().splitlines()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from semalign.errors import UserError
-from semalign.tasks.lm_harness import Asked, ask, judge
+from semalign.tasks.lm_harness import LibraryRequest, library_requests, library_verdicts
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
 
@@ -64,13 +64,13 @@ def published(path: str) -> list[dict[str, Any]]:
 def same_mmlu(rows: Sequence[dict[str, Any]], *, count: int) -> None:
     tasks = {subject: relative for relative, subject in subjects()}
     assert len(tasks) == 57
-    asked = ask("mmlu", rows)
+    wanted = library_requests("mmlu", rows)
     for subject, relative in tasks.items():
         mine = [index for index, row in enumerate(rows) if row["subject"] == subject]
         count -= len(mine)
         theirs = stock_requests(relative, [rows[index] for index in mine])
         for index, arguments in zip(mine, theirs, strict=True):
-            assert arguments == [(asked[index].prompt, choice) for choice in asked[index].choices]
+            assert arguments == [(wanted[index].prompt, choice) for choice in wanted[index].choices]
     assert count == 0
 
 
@@ -88,11 +88,11 @@ def same_gsm8k(rows: Sequence[dict[str, Any]]) -> None:
     from lm_eval.models.utils import normalize_gen_kwargs
 
     theirs = stock_requests("gsm8k/gsm8k-cot-zeroshot.yaml", rows)
-    for asked, [(prompt, options)] in zip(ask("gsm8k", rows), theirs, strict=True):
+    for request, [(prompt, options)] in zip(library_requests("gsm8k", rows), theirs, strict=True):
         how = normalize_gen_kwargs(options)
         assert (how["do_sample"], how["temperature"]) == (False, 0.0)
         stop, limit = tuple(how["until"]), how["max_gen_toks"]
-        assert asked == Asked(prompt=prompt, stop=stop, max_tokens=limit)
+        assert request == LibraryRequest(prompt=prompt, stop=stop, max_tokens=limit)
 
 
 def test_gsm8k_prompts_stops_and_length_are_those_of_the_stock_task() -> None:
@@ -137,29 +137,29 @@ def test_numbers_are_read_as_lm_eval_reads_them(
     row: dict[str, Any], cases: list[tuple[str, str | None, bool, bool]]
 ) -> None:
     outputs = [output for output, *_ in cases]
-    judged = judge("gsm8k", [row] * len(outputs), outputs)
+    judged = library_verdicts("gsm8k", [row] * len(outputs), outputs)
     found = [(out, j.extracted, j.correct, j.other) for out, j in zip(outputs, judged, strict=True)]
     assert found == [
         (output, answer, right, {"strict-match": strict}) for output, answer, right, strict in cases
     ]
 
 
-def test_the_stock_task_says_the_same_of_every_number() -> None:
+def test_the_stock_task_judges_every_number_alike() -> None:
     rows = [row for row, cases in [(NUMBER, NUMBERS), (DEBT, DEBTS)] for _ in cases]
     outputs = [output for output, *_ in [*NUMBERS, *DEBTS]]
-    judged = judge("gsm8k", rows, outputs)
-    said = {"flexible-extract": [j.correct for j in judged]}
-    said["strict-match"] = [j.other["strict-match"] for j in judged]
+    judged = library_verdicts("gsm8k", rows, outputs)
+    verdicts = {"flexible-extract": [j.correct for j in judged]}
+    verdicts["strict-match"] = [j.other["strict-match"] for j in judged]
     # An output as a model of lm_eval returns it: cut by lm_eval's own function.
     from lm_eval.models.utils import postprocess_generated_text
 
-    stops = list(ask("gsm8k", rows)[0].stop)
+    stops = list(library_requests("gsm8k", rows)[0].stop)
     task = stock("gsm8k/gsm8k-cot-zeroshot.yaml", rows)
     task.build_all_requests()
     for instance, output in zip(task.instances, outputs, strict=True):
         instance.resps.append(postprocess_generated_text(output, stops, None))
     task.apply_filters()
-    for name, mine in said.items():
+    for name, mine in verdicts.items():
         theirs = [
             task.process_results(instance.doc, [instance.filtered_resps[name]])["exact_match"]
             for instance in task.instances
@@ -170,7 +170,7 @@ def test_the_stock_task_says_the_same_of_every_number() -> None:
 def test_the_likeliest_choice_counts_and_the_first_of_equals() -> None:
     row = {"question": "?", "subject": "anatomy", "choices": list("wxyz"), "answer": 1}
     scores = [(-2.0, -1.0, -3.0, -4.0), (-1.0, -1.0, -2.0, -2.0), (-2.0, -1.0, -1.0, -1.0)]
-    judged = judge("mmlu", [row | {"more": [1, "?"]}] * 3, scores)
+    judged = library_verdicts("mmlu", [row | {"more": [1, "?"]}] * 3, scores)
     assert [(j.extracted, j.correct) for j in judged] == [("B", True), ("A", False), ("B", True)]
     task = stock("mmlu/default/mmlu_anatomy.yaml", [row])
     theirs = [task.process_results(row, [(score, False) for score in four]) for four in scores]
@@ -179,20 +179,20 @@ def test_the_likeliest_choice_counts_and_the_first_of_equals() -> None:
 
 def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="protocol lm-eval has no task 'mbpp'; expected one of"):
-        ask("mbpp", [NUMBER])
+        library_requests("mbpp", [NUMBER])
     with pytest.raises(ValueError, match="1 rows, 2 outputs"):
-        judge("gsm8k", [NUMBER], ["1", "2"])
-    assert ask("mmlu", []) == judge("mmlu", [], []) == []
+        library_verdicts("gsm8k", [NUMBER], ["1", "2"])
+    assert library_requests("mmlu", []) == library_verdicts("mmlu", [], []) == []
 
 
-def test_lm_eval_is_imported_late_and_nothing_is_said_or_written(tmp_path: Path) -> None:
+def test_lm_eval_is_imported_late_and_nothing_is_printed_or_written(tmp_path: Path) -> None:
     program = f"""
 import sys
-from semalign.tasks.lm_harness import ask, judge
+from semalign.tasks.lm_harness import library_requests, library_verdicts
 assert not {{"lm_eval", "torch"}} & set(sys.modules)
 rows = {[NUMBER] * 3}
-assert len(ask("gsm8k", rows)) == 3
-assert all(judged.correct for judged in judge("gsm8k", rows, ["1234"] * 3))
+assert len(library_requests("gsm8k", rows)) == 3
+assert all(judged.correct for judged in library_verdicts("gsm8k", rows, ["1234"] * 3))
 assert "lm_eval" in sys.modules and "torch" not in sys.modules
 """
     unset = ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")

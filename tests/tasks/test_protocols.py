@@ -26,7 +26,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Prompt and forced prefix of open-instruct's tasks, as Seeking and LaTen will have been asked.
+# Prompt and forced prefix of open-instruct's tasks, as Seeking and LaTen were presumably evaluated.
 OPEN_INSTRUCT = {
     "mmlu": (
         "The following are multiple choice questions (with answers) about  high school sums.\n\n"
@@ -67,8 +67,8 @@ LABELS = {
 @pytest.mark.parametrize("task", OPEN_INSTRUCT)
 def test_open_instruct_to_the_character(task: str) -> None:
     profile = find_protocol("open-instruct").profile(task)
-    asked = render(profile.prompt, ROWS[task]), render(profile.prefix, ROWS[task])
-    assert asked == OPEN_INSTRUCT[task]
+    found = render(profile.prompt, ROWS[task]), render(profile.prefix, ROWS[task])
+    assert found == OPEN_INSTRUCT[task]
 
 
 def test_open_instruct_samples_code_twenty_times() -> None:
@@ -107,5 +107,5 @@ def test_sampling_makes_another_protocol() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"protocol 'papre' is unknown; did you mean 'paper'\?"):
         find_protocol("papre")
-    with pytest.raises(UserError, match="'lm-eval' does not say how to evaluate mbpp; it has mmlu"):
+    with pytest.raises(UserError, match="'lm-eval' has no profile for mbpp; it has mmlu"):
         find_protocol("lm-eval").profile("mbpp")

@@ -15,11 +15,17 @@ import pytest
 
 from semalign.errors import UserError
 from semalign.tasks import HUB, TASKS, load_split, split_path, split_source
-from semalign.tasks.splits import PUBLISHED
+from semalign.tasks.profile import Published
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
 
 Row = dict[str, Any]
+
+
+def published(task: str) -> Published:
+    found = TASKS[task].published
+    assert found is not None
+    return found
 
 
 def sum_row(number: int) -> Row:
@@ -112,7 +118,7 @@ def test_a_published_file_that_is_not_whole_is_refused(
 
 def test_a_row_missing_anywhere_in_mbpp_is_an_error_for_every_split(tmp_path: Path) -> None:
     write(tmp_path / "mbpp" / "mbpp.jsonl", (mbpp_row(n) for n in range(1, 975) if n != 700))
-    for split in PUBLISHED["mbpp"].splits:
+    for split in published("mbpp").splits:
         with pytest.raises(UserError, match=r"974 published rows, found 973: 'mbpp/700' is missin"):
             load_split(tmp_path, "mbpp", split)
 
@@ -124,7 +130,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for task, make in (("gsm8k", sum_row), ("mmlu", choice_row)):
-        folder, configuration = tmp_path / task, PUBLISHED[task].hub[1]
+        folder, configuration = tmp_path / task, published(task).hub[1]
         card = ["---", "configs:", f"- config_name: {configuration}", "  data_files:"]
         for split, rows in (("train", 4), ("test", 3)):
             card += [f"  - split: {split}", f"    path: {configuration}/{split}-*"]
@@ -135,11 +141,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             data.to_parquet(folder / configuration / f"{split}-00000-of-00001.parquet")
         (folder / "README.md").write_text("\n".join([*card, "---", ""]), encoding="utf-8")
         local = dataclasses.replace(
-            PUBLISHED[task],
+            published(task),
             hub=(str(folder), configuration),
             splits={"train": range(4), "test": range(3), "dev": range(5)},
         )
-        monkeypatch.setitem(PUBLISHED, task, local)
+        monkeypatch.setattr(TASKS[task], "published", local)
     return tmp_path
 
 
@@ -157,14 +163,12 @@ def test_hub_errors_are_one_line(hub: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert str(error.value).startswith(source) and "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"gsm8k on the hub: no split 'tets'; did you mean 'test'"):
         load_split(HUB, "gsm8k", "tets")
-    monkeypatch.setitem(
-        PUBLISHED, "gsm8k", dataclasses.replace(PUBLISHED["gsm8k"], splits={"test": range(4)})
-    )
+    longer = dataclasses.replace(published("gsm8k"), splits={"test": range(4)})
+    monkeypatch.setattr(TASKS["gsm8k"], "published", longer)
     with pytest.raises(UserError, match="expected the 4 published rows, found 3: 'gsm8k/3' is mis"):
         load_split(HUB, "gsm8k", "test")
-    monkeypatch.setitem(
-        PUBLISHED, "gsm8k", dataclasses.replace(PUBLISHED["gsm8k"], hub=PUBLISHED["mmlu"].hub)
-    )
+    other = dataclasses.replace(published("gsm8k"), hub=published("mmlu").hub)
+    monkeypatch.setattr(TASKS["gsm8k"], "published", other)
     with pytest.raises(UserError, match=r"mmlu:all:test:1: field 'answer' must be str, found int"):
         load_split(HUB, "gsm8k", "test")
 
@@ -174,8 +178,8 @@ def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(
 ) -> None:
     import datasets
 
-    absent = dataclasses.replace(PUBLISHED["gsm8k"], hub=("semalign-absent/gsm8k", "main"))
-    monkeypatch.setitem(PUBLISHED, "gsm8k", absent)
+    absent = dataclasses.replace(published("gsm8k"), hub=("semalign-absent/gsm8k", "main"))
+    monkeypatch.setattr(TASKS["gsm8k"], "published", absent)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(UserError) as error:  # conftest.py is offline; online it is not found
         load_split(HUB, "gsm8k", "test")
@@ -185,10 +189,10 @@ def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(
 
 
 def test_every_task_has_published_splits() -> None:
-    assert set(PUBLISHED) == set(TASKS)
+    assert all(task.published for task in TASKS.values())
     sizes = {
-        task: {split: len(numbers) for split, numbers in published.splits.items()}
-        for task, published in PUBLISHED.items()
+        task: {split: len(numbers) for split, numbers in published(task).splits.items()}
+        for task in TASKS
     }
     assert sizes["mbpp"] == {"prompt": 10, "test": 500, "validation": 90, "train": 374}
     assert split_source(HUB, "mmlu", "test") == "hub:cais/mmlu:all:test"
@@ -213,8 +217,7 @@ def test_published_splits_are_read_whole_and_quickly(task: str, split: str, coun
     begin = time.perf_counter()
     examples = load_split(Path(str(BENCHMARKS)), task, split)
     assert time.perf_counter() - begin < 10
-    published = PUBLISHED[task]
-    assert [example.id for example in examples] == published.ids([split])
+    assert [example.id for example in examples] == published(task).ids([split])
     assert len(examples) == count
     if task == "mmlu":
         assert len({example.row["subject"] for example in examples}) == 57

@@ -13,7 +13,7 @@ from semalign import zoo
 from semalign.errors import UserError
 from semalign.tasks import load_split
 from semalign.zoo.recipe import table
-from semalign.zoo.scoring import judge
+from semalign.zoo.scoring import right_answers
 
 ROOT = Path(zoo.__file__).parent
 RESULTS = json.loads((ROOT / "results.json").read_text())
@@ -64,7 +64,7 @@ def test_the_teacher_scores_on_some_rows_as_recorded(task: str) -> None:
     folder = zoo.path("zoo/teacher")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = load_split(zoo.path("zoo/data"), task, "dev")[:50]
-    right = judge(model, AutoTokenizer.from_pretrained(folder), rows)
+    right = right_answers(model, AutoTokenizer.from_pretrained(folder), rows)
     recorded = RESULTS["teacher"]["dev"][task]["value"]
     error = (recorded * (1 - recorded) / len(rows)) ** 0.5
     assert abs(sum(right) / len(rows) - recorded) <= 4 * error

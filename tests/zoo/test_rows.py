@@ -66,7 +66,7 @@ def test_geography_categories_and_properties_name_the_group_of_the_word_asked_fo
         assert (start if "start" in text else end) in questions.LANDS[right]
     for text, right in drafts("categories"):
         has, wants = re.search(r"has a (\w+) and wants a (\w+)", text).groups()  # type: ignore[union-attr]
-        assert (has if text.endswith("have?") else wants) in questions.KINDS[right]
+        assert (has if text.endswith("have?") else wants) in questions.KIND_WORDS[right]
     for text, right in drafts("properties"):
         asked = re.search(r"of the (\w+)\?", text).group(1)  # type: ignore[union-attr]
         told = re.search(rf"[Tt]he {asked} is (\w+)", text).group(1)  # type: ignore[union-attr]

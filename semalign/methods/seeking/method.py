@@ -134,9 +134,7 @@ class SeekingAdaptation:
 
     def apply(self, model: nn.Module, workspace: Workspace) -> nn.Module:
         factors = Factors.load(workspace.place(self.factors) / _FILE)
-        return inject(
-            model, factors, dropout=self.seeking.dropout, subtract=self.seeking.subtract
-        )
+        return inject(model, factors, dropout=self.seeking.dropout, subtract=self.seeking.subtract)
 
     def save(self, model: Any, folder: Path, base: str, *, last: bool) -> None:
         if exports_adapter(model):
@@ -154,7 +152,7 @@ class SeekingAdaptation:
 
 def _rank(seeking: Seeking) -> int | None:
     """Of the adapter: the trained product and the one that is taken away."""
-    whole = VOCABULARY & set(seeking.modules)
+    whole = set(VOCABULARY) & set(seeking.modules)
     return None if whole or seeking.subtract == "block" else 2 * seeking.rank
 
 

@@ -132,7 +132,7 @@ class Names(dict):
         return self[name]
 
 
-def check(request: dict[str, Any], questions: int, answers: int, channel: int) -> None:
+def run_tests(request: dict[str, Any], questions: int, answers: int, channel: int) -> None:
     """Runs the tests, which raise when the solution is wrong, and then sends the secret."""
 
     def fatal(reason: str) -> NoReturn:

@@ -13,7 +13,7 @@ import marshal
 import os
 import resource
 
-from semalign.sandbox.inside.checker import check
+from semalign.sandbox.inside.checker import run_tests
 from semalign.sandbox.inside.solution import serve
 from semalign.sandbox.inside.wire import receive
 
@@ -84,7 +84,7 @@ def _succeed(result: int, what: str) -> None:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def main(request: dict[str, Any]) -> None:
+def start_processes(request: dict[str, Any]) -> None:
     """Both processes; ``request`` holds the solution and the limits, and nothing of the tests."""
     channel, leash = request["channel"], request["leash"]
     if leash is not None:
@@ -110,7 +110,7 @@ def main(request: dict[str, Any]) -> None:
     os.close(answers[1])
     os.dup2(null, 2)  # errors of the harness itself, until here, reach the caller
     os.write(channel, b"ready\n")
-    check(marshal.loads(receive(channel)), questions[1], answers[0], channel)
+    run_tests(marshal.loads(receive(channel)), questions[1], answers[0], channel)
     os._exit(0)
 
 
