@@ -35,11 +35,14 @@ class Setting:
     default: Any
     description: str
     runtime: bool
+    required: bool = False
 
     @property
     def section(self) -> str:
-        """The dotted name of its section; empty for a setting of the job itself."""
-        return self.name.rpartition(".")[0]
+        """The dotted name of its section; empty for a setting of the job itself. A section that may
+        be null is its own.
+        """
+        return self.name if self.type.startswith("section") else self.name.rpartition(".")[0]
 
 
 def leaf_settings(schema: type[BaseModel]) -> dict[str, Setting]:
@@ -62,6 +65,7 @@ def _leaves(schema: type[BaseModel], prefix: str, *, runtime: bool) -> Iterator[
                 default=None if field.is_required() else field.get_default(),
                 description=" ".join((field.description or "").split()),
                 runtime=marked,
+                required=field.is_required(),
             )
         if inner is not None:
             yield from _leaves(inner, f"{prefix}{name}.", runtime=marked)

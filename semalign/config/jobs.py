@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -105,8 +105,9 @@ class EvaluationJob(Evaluation, Job):
 class AnalysisJob(Job):
     """One figure of the paper's analysis. A setting that the figure does not use is refused."""
 
-    figure: Literal["decomposition", "similarity", "attribution"] = "decomposition"
-    """Figure: decomposition (Figure 2), similarity (Figure 4), or attribution of the layers."""
+    figure: str = "decomposition"
+    """Figure: decomposition (Figure 2), similarity (Figure 4), attribution of the layers, or a
+    registered one."""
     model: Place = "zoo/student"
     """Model of the decomposition."""
     teacher: Place = "zoo/teacher"

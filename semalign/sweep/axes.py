@@ -20,7 +20,6 @@ from semalign.config.dotted import flat
 from semalign.config.jobs import Config
 from semalign.core.pairing import all_pairs
 from semalign.errors import UserError, nearest
-from semalign.models.loading import load_config
 
 KINDS = ("uniform", "loguniform", "randint")
 # A sweep compares trials under one evaluation, and has an axis of its own for the seed.
@@ -159,6 +158,8 @@ def _settings(name: str, value: Any) -> dict[str, Any]:
 
 
 def _every_pair(base: Config) -> list[tuple[int, int]]:
+    from semalign.models.loading import load_config  # imports transformers, which takes seconds
+
     counts = [
         load_config(path, trust_remote_code=base.trust_remote_code).get_text_config()
         for path in (base.teacher, base.student)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from semalign import cli
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config
 from semalign.config.read import resolve, resolve_with_sources
@@ -186,11 +185,3 @@ def test_where_a_setting_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "evaluation.sampling": str(second),
         "seed": "command line",
     }
-
-
-def test_exit_status_of_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    def never(_config: Config) -> None:
-        raise AssertionError("must not run")
-
-    assert cli.main(["los.alpha=1"], run=never, plan=never) == 2
-    assert capsys.readouterr().err == "error: los.alpha: unknown key; did you mean 'loss.alpha'?\n"
