@@ -1,7 +1,7 @@
 """The inside of the sandbox: confines itself, forks, and becomes the checker and the solution.
 
-Runs under ``python -I -S -B`` (see sandbox.py), which has put the modules that it imports in place.
-The tests and the secret are sent to the checker after the fork, on a channel that the solution has
+Runs under ``python -I -S -B``, where launcher.py has put the modules that it imports in place. The
+tests and the secret are sent to the checker after the fork, on a channel that the solution has
 closed: they never are in the solution's memory, nor in a file that it holds.
 """
 
@@ -36,7 +36,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def confine(request: dict[str, Any]) -> None:
-    """What holds for both processes, for good."""
+    """Restrict this process and its children for good."""
     for name, value in request["limits"].items():
         _limit(name, value)
     os.chdir(request["folder"])
