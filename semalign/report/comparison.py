@@ -1,4 +1,4 @@
-"""A sweep that sets methods side by side, task by task, as tables (the paper's Tables 1 and 2).
+"""Tables that compare the methods of a sweep, task by task (the paper's Tables 1 and 2).
 
 Nothing is chosen: every row is on the report split. Scores in percent, mean ± standard deviation
 over seeds; gaps and differences in points.

@@ -44,7 +44,7 @@ from semalign.sandbox.root import PYTHON, shown
 
 _logger = logging.getLogger(__name__)
 
-DEFAULT = 2
+DEFAULT_TIER = 2
 
 # What the probe runs in a tier to find whether it isolates.
 _PROOF_1 = """
@@ -94,7 +94,7 @@ def run(
     memory_mb: int = 512,
     processes: int = 8,
     file_mb: int = 8,
-    min_tier: int = DEFAULT,
+    min_tier: int = DEFAULT_TIER,
 ) -> Verdict:
     """The verdict on ``program``, whose tests raise when they fail; all it started is killed.
 

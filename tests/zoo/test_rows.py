@@ -60,7 +60,7 @@ def test_logic_follows_from_its_facts() -> None:
         assert {right} == (above - below if "tallest" in text else below - above)
 
 
-def test_geography_categories_and_properties_name_the_group_of_the_word_asked_for() -> None:
+def test_geography_categories_and_properties_name_the_group_of_the_word_in_question() -> None:
     for text, right in drafts("geography"):
         start, end = re.search(r"from (\w+) to (\w+)", text).groups()  # type: ignore[union-attr]
         assert (start if "start" in text else end) in questions.LANDS[right]
