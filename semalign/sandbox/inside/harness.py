@@ -53,7 +53,7 @@ def confine(request: dict[str, Any]) -> None:
 
 
 def _become(uid: int, search: bool) -> None:
-    """Become another user, without capabilities or with that to reach a Python in a closed folder."""
+    """Become another user, with no capability but that to reach a Python in a closed folder."""
     _prctl(_KEEPCAPS, int(search))
     os.setgroups([])
     os.setresgid(uid, uid, uid)
