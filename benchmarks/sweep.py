@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 
+from semalign.config.dotted import flat, nested
 from semalign.report.table import markdown
-from semalign.sweep.axes import flat, nested
 from semalign.sweep.file import load_sweep
 from semalign.sweep.trials import Trial, trials
 

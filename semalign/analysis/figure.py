@@ -17,6 +17,7 @@ from torch import nn
 
 from semalign.config.jobs import AnalysisJob
 from semalign.data.tokens import Tokens
+from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap
 from semalign.registry import Registry
 
@@ -27,12 +28,12 @@ FigureTable = tuple[str, list[str], list[list[str]]]  # title, column titles, ro
 
 @dataclass(frozen=True, kw_only=True)
 class FigureInputs:
-    """The examples as ids of the figure's model, or of student and teacher, and the figure's key.
+    """The figure's models, and the examples as ids of its model, or of student and teacher.
 
     `overlap` is None for a figure of one model, whose `teacher_tokens` are its `tokens`.
     """
 
-    key: str
+    models: tuple[Model, ...]
     tokens: list[Tokens]
     teacher_tokens: list[Tokens]
     overlap: Overlap | None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from semalign.analysis.figure import FIGURES, AnalysisFigure, FigureInputs
-from semalign.artifacts.files import content_key
 from semalign.config.jobs import AnalysisJob
 from semalign.data.root import data_root
-from semalign.data.tokens import fingerprint, tokenise, translate
+from semalign.data.tokens import tokenise, translate
 from semalign.errors import UserError
-from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
 from semalign.models.heads import find_lm_head
-from semalign.models.loading import load_config, load_tokenizer
-from semalign.models.peft_folder import adapter_fingerprint, check_adapter
+from semalign.models.loading import load_tokenizer
+from semalign.models.peft_folder import check_adapter
+from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.tasks import load_split
 
@@ -21,8 +21,7 @@ from semalign.tasks import load_split
 def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
     """The inputs of the job's figure, after every check that needs no weights.
 
-    The key depends on everything that determines the figure: weights, tokens, its settings, the
-    dtype. Raises UserError for a setting that the figure does not use, missing models, data or
+    Raises UserError for a setting that the figure does not use, missing models, data or
     adapters, and models whose vocabularies are too different (`alignment.min_overlap`).
     """
     figure = FIGURES.find(job.figure, "figure")
@@ -31,38 +30,32 @@ def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
     paths = [getattr(job, name) for name in figure.models]
     for path in paths:
         find_lm_head(path, trust_remote_code=trust)
+    models = tuple(
+        Model.open(path, dtype=job.dtype, trust_remote_code=trust, cache=job.work / "fingerprints")
+        for path in paths
+    )
     tokenizers = [load_tokenizer(path, trust_remote_code=trust) for path in paths]
     examples = load_split(data_root(job.root), job.task, job.split)[: job.limit]
     tokens = teacher_tokens = tokenise(examples, tokenizers[-1], max_length=job.max_length)
     overlap = None
     if len(paths) == 2:
-        overlap = _overlap(job, *tokenizers)
+        overlap = _overlap(job, models, tokenizers)
         teacher_tokens = translate(tokens, overlap.student_to_teacher)
-    fingerprints = [[model_fingerprint(path), tokenizer_fingerprint(path)] for path in paths]
     if job.adapter is not None:
         check_adapter(job.adapter, job.student, trust_remote_code=trust)
-        fingerprints.append([adapter_fingerprint(job.adapter)])
-    used = job.model_dump(
-        mode="json",
-        include=set(figure.settings) - {"adapter"},
-        exclude={"alignment": {"min_overlap"}},
-    )
     return FigureInputs(
-        key=content_key(job.figure, fingerprints, fingerprint(tokens), used, job.dtype),
-        tokens=tokens,
-        teacher_tokens=teacher_tokens,
-        overlap=overlap,
+        models=models, tokens=tokens, teacher_tokens=teacher_tokens, overlap=overlap
     )
 
 
-def _overlap(job: AnalysisJob, teacher: Any, student: Any) -> Overlap:
+def _overlap(job: AnalysisJob, models: Sequence[Model], tokenizers: Sequence[Any]) -> Overlap:
     """The tokens both vocabularies share; UserError when they are too few."""
-    trust = job.trust_remote_code
+    teacher, student = models
     overlap = vocabulary_overlap(
-        student,
-        teacher,
-        student_rows=load_config(job.student, trust_remote_code=trust).get_text_config().vocab_size,
-        teacher_rows=load_config(job.teacher, trust_remote_code=trust).get_text_config().vocab_size,
+        tokenizers[1],
+        tokenizers[0],
+        student_rows=student.config.vocab_size,
+        teacher_rows=teacher.config.vocab_size,
     )
     if overlap.fraction < job.alignment.min_overlap or not len(overlap.student_ids):
         raise UserError(

@@ -1,29 +1,31 @@
-"""The activation store: what a model said at given positions, on disk, read by memory map.
+"""The activation store: hidden states of a model at given positions, on disk, memory-mapped.
 
     <store>/identity.json           what the activations are of; written first
     <store>/mlp.3/00000.safetensors rows (positions, D) of one shard; layer 3 counts from 0
     <store>/manifest.json           columns, shards, row counts, checksums; written last
 
-A column is one (interface, layer). Shards are written beside and renamed, so a shard that exists is
-whole; the manifest lists a column once all of its shards are there. Reading is zero-copy.
+A column is one (interface, layer). A shard that exists is whole; the manifest lists a column once
+all of its shards are there. Reading copies nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from semalign.artifacts.files import _beside, _read_json, content_key, sha256, write_json
+from semalign.artifacts.artifact import MANIFEST
+from semalign.artifacts.files import locked, read_json, sha256, write_json, writing
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 
+_IDENTITY = "identity.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,57 +40,57 @@ class Column:
         return f"{self.interface}.{self.layer}"
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What two stores must share to hold the same numbers."""
-
-    model: str
-    tokenizer: str
-    dataset: str
-    examples: int
-    positions: str
-    dtype: str
-    compute_dtype: str
-    width: int
-    shard_examples: int
-
-    @property
-    def key(self) -> str:
-        return content_key(asdict(self))
-
-
 class ActivationStore:
-    """Open or begin a store at `path` for `identity`.
+    """Open or begin a store at `path` for activations of that `identity`.
+
+    `examples` is their number; `positions` which of their positions are stored, in `dtype`. Shards
+    of a new store hold `shard_examples` examples each; one that is there keeps its own size.
 
     Raises UserError when the folder holds something else, saying which fields differ.
     """
 
-    def __init__(self, path: Path, identity: Identity) -> None:
-        self.path = path
-        self.identity = identity
-        self.num_shards = -(-identity.examples // identity.shard_examples)
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        *,
+        examples: int,
+        positions: str,
+        dtype: str,
+        shard_examples: int,
+    ) -> None:
+        self.path, self.examples, self.positions, self.dtype = path, examples, positions, dtype
+        self.identity = {**identity, "examples": examples, "positions": positions, "dtype": dtype}
         self._open: dict[Path, torch.Tensor] = {}
-        found = _read_json(path / "identity.json")
+        found = read_json(path / _IDENTITY)
         if found is None:
-            write_json(path / "identity.json", asdict(identity))
-        elif found != asdict(identity):
-            wanted = asdict(identity)
-            names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
-            both = [(n, str(found.get(n))[:12], str(wanted.get(n))[:12]) for n in names]
+            with locked(path.parent / f".{path.name}.lock", "a store of the same name is begun"):
+                found = read_json(path / _IDENTITY)
+                if found is None:
+                    found = {**self.identity, "shard_examples": shard_examples}
+                    write_json(path / _IDENTITY, found)
+        held = {name: value for name, value in found.items() if name != "shard_examples"}
+        if held != self.identity:
+            names = sorted(
+                n for n in {*held, *self.identity} if held.get(n) != self.identity.get(n)
+            )
+            both = [(n, str(held.get(n))[:24], str(self.identity.get(n))[:24]) for n in names]
             what = "; ".join(f"{name}: has {has}, wanted {want}" for name, has, want in both)
             raise UserError(f"{path}: this store does not fit the request ({what})")
+        self.shard_examples = int(found["shard_examples"])
+        self.num_shards = -(-examples // self.shard_examples)
         self.columns = self._read_columns()
 
     def _read_columns(self) -> dict[str, list[dict[str, Any]]]:
-        return dict((_read_json(self.path / "manifest.json") or {"columns": {}})["columns"])
+        return dict((read_json(self.path / MANIFEST) or {"columns": {}})["columns"])
 
     def shard_path(self, column: Column, shard: int) -> Path:
         return self.path / str(column) / f"{shard:05d}.safetensors"
 
     def shard_of(self, shard: int) -> range:
         """Example indices of a shard."""
-        size = self.identity.shard_examples
-        return range(shard * size, min((shard + 1) * size, self.identity.examples))
+        size = self.shard_examples
+        return range(shard * size, min((shard + 1) * size, self.examples))
 
     def missing(self, columns: Iterable[Column]) -> dict[int, list[Column]]:
         """Shard -> the columns still to be computed for it; empty when there is nothing to do."""
@@ -102,13 +104,10 @@ class ActivationStore:
         return result
 
     def write(self, column: Column, shard: int, rows: torch.Tensor) -> None:
-        """Write rows (positions, D), beside and renamed."""
-        target = self.shard_path(column, shard)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(target)
-        tensor = rows.to(DTYPES[self.identity.dtype]).contiguous().cpu()
-        save_file({"rows": tensor}, str(beside))
-        beside.replace(target)
+        """Write rows (positions, D) of one shard."""
+        tensor = rows.to(DTYPES[self.dtype]).contiguous().cpu()
+        with writing(self.shard_path(column, shard)) as partial:
+            save_file({"rows": tensor}, str(partial))
 
     def commit(self, columns: Iterable[Column]) -> None:
         """List whole columns in the manifest, with checksums; reads each shard once. What others
@@ -128,14 +127,18 @@ class ActivationStore:
             new[str(column)] = shards
         if not new:
             return
-        with FileLock(self.path / ".manifest.lock"):
+        with locked(self.path / ".manifest.lock", "columns of the same store are listed"):
             self.columns = self._read_columns() | new
             manifest = {
                 "layer_numbers": "from 0",
-                "identity": asdict(self.identity),
+                "kind": "activations",
+                "key": self.path.name.rpartition("-")[2],
+                "name": self.path.name.rpartition("-")[0],
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                "identity": self.identity,
                 "columns": self.columns,
             }
-            write_json(self.path / "manifest.json", manifest)
+            write_json(self.path / MANIFEST, manifest)
 
     def verify(self, columns: Iterable[Column]) -> None:
         """Compare every shard with its checksum; UserError names the first file that differs."""
@@ -156,15 +159,15 @@ class ActivationStore:
         `kept`: the same examples, some of them cut short; of these come the rows they still have.
         """
         rows = [entry["rows"] for entry in self._entries(column)]
-        counts = [_count(example, self.identity.positions) for example in tokens]
-        if len(counts) != self.identity.examples or sum(counts) != sum(rows):
+        counts = [_count(example, self.positions) for example in tokens]
+        if len(counts) != self.examples or sum(counts) != sum(rows):
             raise UserError(
                 f"{self.path}: column {column} has {sum(rows)} rows, the dataset "
                 f"{sum(counts)} positions"
             )
         shards = [self._load(self.shard_path(column, s)) for s in range(self.num_shards)]
-        lengths = [_count(example, self.identity.positions) for example in kept or tokens]
-        return Reader(shards, counts, self.identity.shard_examples, lengths)
+        lengths = [_count(example, self.positions) for example in kept or tokens]
+        return Reader(shards, counts, self.shard_examples, lengths)
 
     def bytes(self, columns: Iterable[Column]) -> int:
         """Size on disk of the columns' shards."""

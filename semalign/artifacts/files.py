@@ -1,25 +1,84 @@
-"""Files that are whole or not there: written under another name, then renamed."""
+"""Files and folders that are whole or not there, locks, and names by content.
+
+The only place that writes under another name and renames, and the only one that locks.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from semalign.errors import UserError
+
+_PATIENCE_S = 2.0  # a lock that is free sooner is not worth a line
 
 
 def sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, as hex."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def content_key(*parts: Any) -> str:
-    """A short name for whatever determines a result; equal parts give equal names."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    """A short name for JSON values: equal values, and only those, give equal names.
+
+    **Raises** `TypeError` or `ValueError` for anything that JSON does not hold exactly, such as an
+    object or NaN: its text might be equal for different content.
+    """
+    text = json.dumps(parts, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A path to write a file to; renamed to `target` when the context ends without an error.
+
+    A reader of `target` never sees half a file. **Raises** `UserError` where nothing can be
+    written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(target)
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror}); choose another workdir"
+        ) from None
+
+
+@contextmanager
+def making(target: Path) -> Iterator[Path]:
+    """An empty folder to fill; renamed to `target`, replacing what is there, when the context ends
+    without an error, and removed otherwise.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target)
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file that is whole or not there."""
+    with writing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -27,28 +86,48 @@ def write_json(file: Path, value: Any) -> None:
     write_text(file, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
+def read_json(file: Path) -> Any:
+    """The value in a JSON file; None where there is no such file."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(file)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); delete the folder to make it again") from None
+
+
+@contextmanager
+def locked(file: Path, purpose: str) -> Iterator[None]:
+    """Within the context no other process holds `file`'s lock.
+
+    A wait of more than two seconds is reported once, with its `purpose`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        print(f"waiting for another process: {purpose} ({file})", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_writable(folder: Path) -> None:
+    """Make the work folder. Raises UserError when it cannot be written."""
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(
-            f"{file}: cannot be written ({error.strerror}); choose another workdir"
+            f"workdir={folder}: cannot be written ({error.strerror}); choose a folder you own"
         ) from None
 
 
-def _beside(file: Path) -> Path:
+def _partial(target: Path) -> Path:
     """A name that no other writer has, on whichever machine."""
-    return file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-
-
-def _read_json(file: Path) -> Any:
-    if not file.exists():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); delete the folder to make it again") from None
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from semalign.artifacts.files import writing
 from semalign.core.statistics import pass_at_k
 from semalign.errors import UserError
-from semalign.tasks import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +68,10 @@ _SCHEMA = pa.schema(
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write a Parquet file that is either whole or not there."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], _SCHEMA), beside)
-    beside.replace(path)
+    with writing(path) as partial:
+        pq.write_table(
+            pa.Table.from_pylist([asdict(record) for record in records], _SCHEMA), partial
+        )
 
 
 def read_records(path: Path) -> list[Record]:
@@ -158,12 +156,3 @@ def item_scores(records: Iterable[Record], *, k: int = 1) -> dict[str, float]:
     for record in records:
         samples.setdefault(record.id, []).append(record.correct)
     return {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}
-
-
-def content_key(examples: Sequence[Example], split: str, **how: Any) -> str:
-    """SHA-256 of everything that decides the records of one split: the items, and ``how``.
-
-    ``how`` is the caller's: profile, model and adapter fingerprints, dtype, all JSON values.
-    """
-    content = [split, how, [asdict(example) for example in examples]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,9 +1,11 @@
-"""Every setting of a transfer: typed, frozen, unknown keys refused.
+"""Every setting of a transfer: typed, frozen, described; unknown keys are refused.
 
-A configuration is made of three layers, later ones winning: the defaults below, YAML files, and
-dotted overrides from the command line (`pairing.strategy=interpolated loss.alpha=0.3`).
+A configuration is made of layers, later ones winning: the defaults below, YAML files, and dotted
+overrides from the command line (`pairing.strategy=interpolated loss.alpha=0.3`).
 
-Layer numbers in a configuration are the paper's: 1 is the shallowest layer.
+Layer numbers in a configuration are the paper's: 1 is the shallowest layer. The names of methods,
+tasks, strategies, objectives, maps and protocols are text here; what is registered decides which
+of them are valid.
 """
 
 from __future__ import annotations
@@ -19,17 +21,26 @@ from pydantic import (
     model_validator,
 )
 
-TaskName = Literal["mmlu", "gsm8k", "humaneval", "mbpp"]
 Interface = Literal["mlp", "attn", "both"]
 Positions = Literal["all", "answer"]
-Objective = Literal["cosine", "fisher", "geometry"]
-Method = Literal["semalign", "seeking", "laten", "sft", "sft-all", "logit-kd"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layer = Annotated[int, Field(ge=1)]
 
 
+class Runtime:
+    """Marks a setting, or a section of them, that decides where and how fast a run goes, and
+    nothing of what comes out. It has no part in any identity.
+    """
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Any:
+        return {**handler(core), "runtime": True}
+
+
+RUNTIME = Runtime()
+
+
 def _absolute(place: str) -> str:
-    """A folder that is there, by its absolute path: Ray's processes have other working folders.
+    """A folder that exists, by its absolute path: Ray's processes have other working folders.
     What semalign ships, and what is on a hub, keeps its name.
     """
     folder = Path(place).expanduser()
@@ -41,130 +52,145 @@ Place = Annotated[str, AfterValidator(_absolute)]
 
 
 class Settings(BaseModel):
-    """Base of every section: keyword-only, frozen, no unknown keys."""
+    """Base of every section: keyword-only, frozen, no unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    The docstring below a setting is its description, in the command's help and in
+    docs/settings.md. Validators are built when a section is first made, for the help needs none.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        defer_build=True,
+    )
 
 
 class Data(Settings):
-    """Where the examples are: `<root>/<task>/<split>.jsonl`, in the published schemas.
-
-    Of the training examples the first `labelled_limit` carry their answers, the others are prompts
-    only: nothing of L_CE; of L_align and L_KL the prompt's positions, or with `positions: answer`
-    its last one. `label_noise` is the share of the labelled ones that are given the answer of
-    another example, the same ones for every `seed`.
-    """
+    """The examples: `<root>/<task>/<split>.jsonl`, in the published schemas."""
 
     root: Place = "zoo/data"
-    task: TaskName = "mmlu"
+    """Folder of the splits, or `hub` for the published data on the Hugging Face hub."""
+    task: str = "mmlu"
+    """Task that is transferred: mmlu, gsm8k, humaneval, mbpp or a registered one."""
     train_split: str = "train"
+    """Split that the student is trained on."""
     attribution_split: str = "extract"
+    """Split that the teacher's layers are attributed on; some dozen rows are enough."""
     train_limit: Annotated[int, Field(ge=1)] | None = None
+    """Train on the first so many rows of the training split; null: all of them."""
     labelled_limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many training rows keep their answers, the others are prompts without
+    cross-entropy; null: all of them."""
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the labelled rows that are given another row's answer, the same rows for every
+    seed."""
     max_length: Annotated[int, Field(ge=2)] = 1024
+    """Longest example in tokens; a longer one loses its end."""
 
 
 class Attribution(Settings):
     """Which teacher layers carry the task (section 4.1)."""
 
     granularity: Literal["block", "attn", "mlp"] = "block"
+    """Part of a layer whose output is attributed: the whole block, attention or MLP."""
     aggregation: Literal["abs_sum", "sum"] = "abs_sum"
+    """How gradient x activation is added up over tokens and channels: by magnitude, or signed."""
     top_n: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Number of critical layers; each is paired with a student layer."""
+    batch_size: Annotated[int, Field(ge=1), RUNTIME] = 8
+    """Examples in a forward and backward pass of the teacher."""
 
 
 class Pairing(Settings):
-    """Which student layer learns from which teacher layer (section 4.1).
+    """Which student layer learns from which teacher layer (section 4.1)."""
 
-    Strategies: `attributed`, `proportional`, `interpolated`, `cka` (the student layer most similar
-    to the critical teacher layer), `explicit`; controls `last`, `random`, `reverse`.
-    """
-
-    strategy: str = "attributed"
+    strategy: str = "proportional"
+    """Pairing strategy: proportional (the paper's), attributed, interpolated, cka, explicit, the
+    controls last, random and reverse, or a registered one."""
     explicit: tuple[tuple[Layer, Layer], ...] | None = None
+    """Pairs (teacher layer, student layer) counted from 1, for `pairing.strategy=explicit`;
+    null: none."""
 
 
 class Extraction(Settings):
-    """What of the teacher is stored, and the actors that compute it.
-
-    `layers` stores teacher layers beside the ones the pairs need; `store` names a folder instead of
-    the one derived from the content.
-    """
+    """What of the teacher is stored, and the actors that compute it."""
 
     interface: Interface = "mlp"
+    """Sublayer whose output supervises the student: mlp, attn, or both."""
     positions: Positions = "all"
+    """Tokens that are supervised: all, or those that predict the answer."""
     layers: tuple[Layer, ...] = ()
+    """Teacher layers, counted from 1, to store in addition to those of the pairs."""
     dtype: Dtype = "bfloat16"
-    store: str | None = None
-    shard_examples: Annotated[int, Field(ge=1)] = 256
-    batch_tokens: Annotated[int, Field(ge=1)] = 4096
-    num_actors: Annotated[int, Field(ge=1)] = 1
-    num_cpus: Annotated[float, Field(gt=0)] = 1
-    num_gpus: Annotated[float, Field(ge=0)] = 0
-    device_map: str | None = None
-    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """Number format of the stored activations."""
+    store: Annotated[str | None, RUNTIME] = None
+    """Folder of the activation store; null: one in the work folder, named by its content."""
+    shard_examples: Annotated[int, Field(ge=1), RUNTIME] = 256
+    """Examples in a file of the store; a run that was killed goes on at the first missing file."""
+    batch_tokens: Annotated[int, Field(ge=1), RUNTIME] = 4096
+    """Tokens in a forward pass, padding included; a longer example is a pass of its own."""
+    num_actors: Annotated[int, Field(ge=1), RUNTIME] = 1
+    """Ray actors that compute activations, each with a copy of the model."""
+    num_cpus: Annotated[float, Field(gt=0), RUNTIME] = 1
+    """CPUs of each actor."""
+    num_gpus: Annotated[float, Field(ge=0), RUNTIME] = 0
+    """GPUs of each actor."""
+    device_map: Annotated[str | None, RUNTIME] = None
+    """How Accelerate spreads the model over an actor's GPUs, such as auto; null: one device."""
+    max_restarts: Annotated[int, Field(ge=0), RUNTIME] = 2
+    """How often an actor that died is started again."""
 
 
 class Alignment(Settings):
-    """From the teacher's space to the student's (Eq. 1-2); `top_k` keeps the k strongest atoms."""
+    """From the teacher's space to the student's (Eq. 1-2)."""
 
-    map: Literal["cosine", "dual"] = "cosine"
+    map: str = "cosine"
+    """Map of the teacher's activations: cosine (Eq. 1-2), dual (least squares of the teacher's
+    logits), or a registered one."""
     top_k: Annotated[int, Field(ge=1)] | None = None
+    """Keep only so many of the strongest coefficients of a token; null: all of them."""
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
-
-    @model_validator(mode="after")
-    def _top_k_needs_coefficients(self) -> Alignment:
-        if self.top_k is not None and self.map == "dual":
-            raise ValueError("top_k chooses among Eq. 1's coefficients: it needs map=cosine")
-        return self
+    """Least share of the student's vocabulary that the teacher must have too."""
 
 
 class Loss(Settings):
-    """alpha * L_align + beta * L_CE + gamma * L_KL (Eq. 5 with gamma 0). A zero weight switches the
-    term off: nothing of it is computed, nor of the teacher what only it needs.
-
-    `objective` is L_align, between the student's sublayer and the teacher's: `cosine` (Eq. 3),
-    `fisher` (the distance of what the LM heads read from them, in the metric of the teacher's
-    softmax; needs no map) or `geometry` (the distances between the tokens of a sequence). L_KL is
-    KL(teacher || student) at the output, where L_align looks (`extraction.positions`).
+    """alpha * L_align + beta * L_CE + gamma * L_KL (Eq. 5, where gamma is 0). A weight of 0
+    switches its term off: nothing of it is computed, nor what only it needs of the teacher.
 
     The paper gives no values. On the shipped family's dev split every alpha of 0.1 and more was
     below cross-entropy alone under the cosine map, the more the larger (see docs/effect.md).
     """
 
-    objective: Objective = "cosine"
+    objective: str = "cosine"
+    """Alignment term between the outputs of the paired sublayers: cosine (Eq. 3), fisher (logits
+    in the metric of the teacher's softmax), geometry (distances between tokens), or a registered
+    one."""
     alpha: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the alignment term."""
     beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy."""
     gamma: Annotated[float, Field(ge=0)] = 0.0
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Loss:
-        if self.alpha == self.beta == self.gamma == 0:
-            raise ValueError("alpha, beta and gamma are all 0: there is nothing to learn")
-        return self
-
-    @property
-    def uses_map(self) -> bool:
-        """Whether the teacher's rows have to be brought to the student's space."""
-        return self.alpha > 0 and self.objective != "fisher"
-
-    @property
-    def uses_teacher_head(self) -> bool:
-        """Whether the teacher's logits are made while the student is trained."""
-        return self.gamma > 0 or (self.alpha > 0 and self.objective == "fisher")
+    """Weight of KL(teacher || student) at the output, at the supervised tokens."""
 
 
 class Lora(Settings):
+    """The LoRA adapter of the trained layers."""
+
     rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the two factors."""
     alpha: Annotated[int, Field(ge=1)] | None = None
+    """Numerator of the scaling alpha / rank; null: twice the rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the adapter's input."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "up_proj",
         "down_proj",
         "v_proj",
         "o_proj",
     )
+    """Linear modules of a trained layer that get an adapter."""
 
     @property
     def scaling_alpha(self) -> int:
@@ -172,37 +198,40 @@ class Lora(Settings):
 
 
 class Training(Settings):
-    """The single-layer update (section 4.3); `epochs` and `lr` default to Table 5 by task.
-
-    `batch_size` is the global batch: it does not depend on the number of workers.
-    """
+    """The update of the paired student layers (section 4.3)."""
 
     adapter: Literal["lora", "full"] = "lora"
-    lora: Lora = Lora()
+    """What is trained: a LoRA adapter, or all weights of the layer."""
+    lora: Lora = Field(default_factory=Lora)
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes through the training rows; null: Table 5's of the task (3 for humaneval, else 5)."""
     lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of AdamW; null: Table 5's of the task (3e-5 for humaneval, else 3e-4)."""
     batch_size: Annotated[int, Field(ge=1)] = 64
+    """Examples in an optimiser step, over all workers."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples that a worker computes at a time; gradients are added up to `batch_size`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises to its peak."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    num_workers: Annotated[int, Field(ge=1)] = 1
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    use_gpu: bool = False
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    """Norm that the gradient is clipped to."""
+    num_workers: Annotated[int, Field(ge=1), RUNTIME] = 1
+    """Ray Train workers that share each batch."""
+    cpus_per_worker: Annotated[float, Field(gt=0), RUNTIME] = 1
+    """CPUs of each worker."""
+    use_gpu: Annotated[bool, RUNTIME] = False
+    """Give each worker a GPU."""
+    max_failures: Annotated[int, Field(ge=0), RUNTIME] = 2
+    """How often a training goes on from its last epoch after a worker died."""
 
 
 class Seeking(Settings):
-    """Seeking (Zhong et al., 2024): the teacher's most sensitive blocks as initial LoRA factors.
-
-    `layers` of the teacher are kept, by default as many as the student has. `modules` may add
-    `embed_tokens` and `lm_head`, as the authors do; what comes out is then a merged checkpoint.
-    `subtract` is what injection takes away so that the student starts as itself: the `low_rank`
-    product (the authors' code) or the whole extracted `block` (the paper's appendix B.1).
-    `training.adapter` and `training.lora` are for the other methods.
-    """
+    """Seeking (Zhong et al., 2024): the teacher's most sensitive blocks as initial LoRA factors."""
 
     layers: Annotated[int, Field(ge=1)] | None = None
+    """Number of teacher layers that are kept; null: as many as the student has."""
     modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
@@ -212,56 +241,64 @@ class Seeking(Settings):
         "up_proj",
         "down_proj",
     )
+    """Modules that get factors; with embed_tokens or lm_head, as the authors do, a merged
+    checkpoint comes out."""
     rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the factors; the adapter that comes out has twice that."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout of the adapter's input in training."""
     subtract: Literal["low_rank", "block"] = "low_rank"
-
-    @property
-    def factor_settings(self) -> dict[str, Any]:
-        """What of it decides the factors: all but the dropout of their training."""
-        return self.model_dump(exclude={"dropout"})
+    """What is taken away at the start so that the student begins as itself: the low-rank product
+    (the authors' code) or the whole extracted block (the paper's appendix B.1)."""
 
 
 class Laten(Settings):
-    """LaTen (Tan et al., 2025): neurons located in both models, translated by a hypernetwork.
-
-    `share` of the student's width is the number of neurons a layer. `steps` defaults to Table 4 by
-    task, whose Align Size is `steps` x `pool`, or to the attribution split's number of rows where
-    that is smaller; each takes one of these rows, to locate neurons in both models, and `pool` - 1
-    of `align_split`. `readout` is the one that the attribution means, or the authors' `as_coded`.
-    The learning rate is OneCycle's over `cycle` steps (the authors': all examples of the
-    attribution split), of which only the first `steps` are made.
-    """
+    """LaTen (Tan et al., 2025): neurons located in both models, translated by a hypernetwork."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Neurons of a layer that are translated, as a share of the student's widths."""
     layers: Annotated[int, Field(ge=1)] | None = None
+    """Number of layers of each model that are paired; null: as many as the student has."""
     align_split: str = "align"
+    """Split that fills the pools of the training steps."""
     steps: Annotated[int, Field(ge=1)] | None = None
+    """Training steps, each with one attribution row; null: Table 4's of the task, at most the
+    attribution rows."""
     cycle: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the OneCycle schedule, of which the first `steps` are made; null: the number of
+    attribution rows, as the authors do."""
     pool: Annotated[int, Field(ge=2)] = 16
+    """Rows in a step: the attribution row and others of `align_split`."""
     lr: Annotated[float, Field(gt=0)] = 3e-5
+    """Peak learning rate of OneCycle."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay of AdamW."""
     size_penalty: Annotated[float, Field(ge=0)] = 1000.0
+    """Weight of the mean squared change of the student's weights in the loss."""
     readout: Literal["correct", "as_coded"] = "correct"
+    """Normalisation of the logits that locate neurons: the model's own, or the authors' code."""
 
 
 class Sandbox(Settings):
-    """Where generated code runs: never below tier `min_tier` (1 isolates most, 3 least). Programs
-    mostly wait for the system to start them, so `num_workers` of them run at a time. Their limits
-    are the protocol's.
-    """
+    """Where generated programs run; their limits are the protocol's."""
 
     min_tier: Annotated[int, Field(ge=1, le=3)] = 2
-    num_workers: Annotated[int, Field(ge=1)] = 8
+    """Weakest isolation that is accepted: tier 1 isolates most, 3 least."""
+    num_workers: Annotated[int, Field(ge=1), RUNTIME] = 8
+    """Programs that run at a time; mostly they wait for the system to start them."""
 
 
 class Sampling(Settings):
-    """`n` samples of every code item instead of the protocol's own number, scored as pass@k."""
+    """Samples of every code item instead of the protocol's own number, scored as pass@k."""
 
     n: Annotated[int, Field(ge=1)] = 20
+    """Samples of each item."""
     temperature: Annotated[float, Field(ge=0)] = 0.1
+    """Temperature of the samples; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of the probability that nucleus sampling draws from."""
     k: Annotated[int, Field(ge=1)] = 1
+    """The k of pass@k, at most n."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Sampling:
@@ -273,42 +310,54 @@ class Sampling(Settings):
 
 
 class Evaluation(Settings):
-    """What is scored, how (`protocol`), and the vLLM engines that generate.
+    """What is scored, how, and the vLLM engines that generate."""
 
-    `root` is a folder of splits, or `hub` for the published ones on the Hugging Face hub.
-    """
-
-    tasks: tuple[TaskName, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
+    tasks: tuple[str, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
+    """Tasks that the models are scored on."""
     splits: tuple[str, ...] = ("dev", "test")
+    """Splits that the models are scored on."""
     root: Place | None = None
+    """Folder of the splits that are scored, or `hub` for the published data; null: `data.root`."""
     protocol: str = "paper"
+    """Protocol, the named way to prompt, decode and judge: paper, paper-chat, open-instruct,
+    lm-eval, or a registered one."""
     sampling: Sampling | None = None
-    num_engines: Annotated[int, Field(ge=1)] = 1
-    num_cpus: Annotated[float, Field(gt=0)] = 1
-    num_gpus: Annotated[float, Field(ge=0)] = 0
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Samples of every code item; null: the protocol's own."""
+    num_engines: Annotated[int, Field(ge=1), RUNTIME] = 1
+    """Number of vLLM engines of a model."""
+    num_cpus: Annotated[float, Field(gt=0), RUNTIME] = 1
+    """CPUs of each engine."""
+    num_gpus: Annotated[float, Field(ge=0), RUNTIME] = 0
+    """GPUs of each of an engine's ranks, of which it has `tensor_parallel_size`; 0: on CPUs."""
+    tensor_parallel_size: Annotated[int, Field(ge=1), RUNTIME] = 1
+    """Ranks that an engine splits the model over."""
     max_model_len: Annotated[int, Field(ge=16)] = 1024
-    kv_cache_gb: Annotated[float, Field(gt=0)] = 1.0
-    max_restarts: Annotated[int, Field(ge=0)] = 2
-    batch_items: Annotated[int, Field(ge=1)] = 200
-    sandbox: Sandbox = Sandbox()
+    """Longest prompt and completion together, in tokens; a longer prompt is cut at its start."""
+    kv_cache_gb: Annotated[float, Field(gt=0), RUNTIME] = 1.0
+    """Memory of an engine's key-value cache, in GiB; used on CPUs alone."""
+    max_restarts: Annotated[int, Field(ge=0), RUNTIME] = 2
+    """How often an engine that died is started again."""
+    batch_items: Annotated[int, Field(ge=1), RUNTIME] = 200
+    """Items in a request to an engine; they are kept once all of them are judged."""
+    sandbox: Sandbox = Field(default_factory=Sandbox)
 
 
 class Tracking(Settings):
-    """MLflow. The default database is `<workdir>/mlflow.db`."""
+    """MLflow."""
 
     uri: str | None = None
+    """MLflow's tracking URI; null: MLFLOW_TRACKING_URI, or else `<workdir>/mlflow.db`."""
     experiment: str = "semalign"
+    """MLflow experiment; MLFLOW_EXPERIMENT_NAME, where it is set, is the default."""
     run_name: str | None = None
+    """Name of the MLflow run; null: of the task and the method."""
 
 
 class Cluster(Settings):
-    """The Ray cluster to join; none given, that of RAY_ADDRESS, or a local one for this run.
-
-    `address` is as ray.init takes it: `auto` joins the cluster that runs on this machine.
-
-    `autoscaling` lets a run wait for nodes that do not exist yet, instead of refusing.
-    """
+    """The Ray cluster."""
 
     address: str | None = None
+    """Cluster to join, as ray.init takes it (auto: the one on this machine); null: that of
+    RAY_ADDRESS, or else a local one for this run."""
     autoscaling: bool = False
+    """Wait for nodes that do not exist yet, instead of refusing to run."""

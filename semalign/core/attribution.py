@@ -48,7 +48,7 @@ def layer_scores(
     def loss(embeds: Tensor, *rest: Any) -> Tensor:
         return forward(embeds, *rest).reshape(1)
 
-    from captum.attr import LayerGradientXActivation  # a second's import, for this alone
+    from captum.attr import LayerGradientXActivation  # takes a second to import
 
     scores = [0.0] * len(layers)
     for indices in _by_device(layers).values():

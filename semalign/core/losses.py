@@ -9,6 +9,7 @@ added before the division; no gradient enters what comes from the teacher.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from semalign.core.similarity import linear_cka
+from semalign.registry import Registry
 
 Term = Float[Tensor, ""] | float
 Mask = Bool[Tensor, "B T"] | Num[Tensor, "B T"]  # 0 or 1
@@ -57,8 +59,8 @@ def chunked_sum(
 ) -> Float[Tensor, ""]:
     """Sum of part(*rows[i : i + chunk]) over all chunks of rows; part itself is a sum over rows.
 
-    What part makes on the way (logits, chunk x V) is dropped after each chunk and made again in the
-    backward pass: memory of one chunk for one more forward computation of part.
+    The intermediate tensors of part (logits, chunk x V) are freed after each chunk and computed
+    again in the backward pass: memory of one chunk for one more forward computation of part.
     """
     total = _wide(rows[0].new_zeros(()))
     for pieces in zip(*(tensor.split(chunk) for tensor in rows), strict=True):
@@ -107,9 +109,9 @@ def geometry_sum(
     """Sum over sequences of 1 - <K, K*> / (|K| |K*|), for the centred token-by-token Gram matrices
     K of h and K* of target: one minus the linear CKA over the tokens of a sequence.
 
-    `lengths`: rows of each sequence, in order; one of less than 2 has no geometry and adds nothing,
-    so that L_geometry is this over max(1, the number of the others). Ours, not the paper's. It asks
-    for the right distances between tokens in any orientation and at any scale.
+    `lengths`: rows of each sequence, in order; one of fewer than 2 rows has no geometry and adds
+    nothing, so that L_geometry is this over max(1, the number of the others). Ours, not the
+    paper's. It is 0 where distances between tokens agree up to one scale, whatever the rotation.
     Cost a sequence: as `linear_cka` of its T rows, whichever of T x T and D x D is smaller.
     """
     total = _wide(h.new_zeros(()))
@@ -141,10 +143,58 @@ def supervised_cross_entropy(
 ) -> Float[Tensor, ""]:
     """L_CE (Eq. 4): mean over the supervised positions.
 
-    The paper prints one index set Omega for all B sequences; examples differ in length, so we take
+    The paper has one index set Omega for all B sequences; examples differ in length, so we take
     the union of their positions: B |Omega| = N.
     """
     return cross_entropy_sum(logits, labels) / max(1, len(labels))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An alignment loss L_align as a sum over the rows of one target.
+
+    `sum(h, target, lengths, heads)`: h (N, D_S) of the student; target (N, D_S) mapped to the
+    student's space or, with `heads`, (N, D_T) as the teacher computed it; `lengths` are the rows of
+    each sequence; `heads` the LM heads of student (V, D_S) and teacher (V, D_T) over the shared
+    vocabulary, or None. The loss is that sum over the number of rows or, `per_sequence`, of
+    sequences of at least two rows.
+    """
+
+    sum: Callable[..., Float[Tensor, ""]]
+    description: str
+    uses_heads: bool = False
+    per_sequence: bool = False
+
+    @property
+    def uses_map(self) -> bool:
+        """Whether the teacher's rows have to be brought to the student's space."""
+        return not self.uses_heads
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective")
+OBJECTIVES.register(
+    "cosine",
+    Objective(
+        lambda h, target, lengths, heads: len(h) - cosine_sum(h, target),
+        "1 - cosine of the student's rows and the mapped ones of the teacher (Eq. 3)",
+    ),
+)
+OBJECTIVES.register(
+    "fisher",
+    Objective(
+        lambda h, target, lengths, heads: fisher_sum(h, target, *heads),
+        "distance of both states' logits in the Fisher metric of the teacher's softmax",
+        uses_heads=True,
+    ),
+)
+OBJECTIVES.register(
+    "geometry",
+    Objective(
+        lambda h, target, lengths, heads: geometry_sum(h, target, lengths),
+        "1 - linear CKA over the tokens of each sequence",
+        per_sequence=True,
+    ),
+)
 
 
 def transfer_loss(

@@ -1,19 +1,20 @@
 """Which teacher layer supervises which student layer (section 4.1).
 
-The paper counts layers from 1, code counts from 0. Strategies and the formulas below speak the
-paper's language; `pair_layers` takes and returns 0-based layers. Nowhere else are the two
-converted: show people `paper_number(layer)`.
+The paper counts layers from 1, code counts from 0. Strategies and the formulas below count from 1;
+`pair_layers` takes and returns 0-based layers. The two are converted in this file alone: messages
+and tables show `paper_number(layer)`.
 """
 
 from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from semalign.errors import UserError, nearest
+from semalign.errors import UserError
+from semalign.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a strategy may look at. All layers are 1-based, as in the paper.
+    """The inputs of a pairing strategy. All layers are 1-based, as in the paper.
 
     `critical`: teacher layers, most critical first. `explicit`: the user's (teacher, student).
-    `similarity`: a row a teacher layer, a column a student layer; None where nobody measured it.
+    `similarity`: a row a teacher layer, a column a student layer; None if it was not measured.
     """
 
     num_teacher_layers: int
@@ -54,14 +55,45 @@ class Request:
 
 # A pair in the paper's numbering: {teacher layer: weight}, student layer.
 PaperPair = tuple[dict[int, float], int]
-Strategy = Callable[[Request], list[PaperPair]]
-STRATEGIES: dict[str, Strategy] = {}
+PairFunction = Callable[[Request], list[PaperPair]]
 
 
-def strategy(function: Strategy) -> Strategy:
-    """Register a pairing strategy under its function's name."""
-    STRATEGIES[function.__name__] = function
-    return function
+@dataclass(frozen=True)
+class Strategy:
+    """A way to pair layers, and what it depends on: `critical` (the attributed layers), their
+    `count` alone, the layers' `similarity`, the `explicit` pairs, the `seed`.
+    """
+
+    pair: PairFunction
+    looks_at: frozenset[str]
+
+    @property
+    def description(self) -> str:
+        return (self.pair.__doc__ or "").partition("\n")[0]
+
+
+STRATEGIES: Registry[Strategy] = Registry("pairing strategy")
+
+
+def register_pairing(
+    name: str, pair: PairFunction, *, looks_at: Iterable[str] = ("critical",)
+) -> None:
+    """Add a pairing strategy.
+
+    **Arguments**: `pair` takes a `Request` and returns pairs in the paper's numbering; `looks_at`
+    names what of the request it reads (see `Strategy`): no more is computed for it.
+    """
+    STRATEGIES.register(name, Strategy(pair, frozenset(looks_at)))
+
+
+def _strategy(*looks_at: str) -> Callable[[PairFunction], PairFunction]:
+    """Register a strategy under its function's name."""
+
+    def register(function: PairFunction) -> PairFunction:
+        register_pairing(function.__name__, function, looks_at=looks_at)
+        return function
+
+    return register
 
 
 def paper_number(layer: int) -> int:
@@ -82,7 +114,7 @@ def teacher_counterpart(k: int, num_teacher_layers: int, num_student_layers: int
 def k_dagger(critical: int, num_teacher_layers: int, num_student_layers: int) -> int:
     """k-dagger = min{k : l_k^T >= l*}, the nearest deeper-or-equal student layer, both 1-based.
 
-    For l* > 1, floor(L_T / L_S * k) >= l* just when k >= l* L_S / L_T, so k-dagger is that bound
+    For l* > 1, floor(L_T / L_S * k) >= l* exactly when k >= l* L_S / L_T, so k-dagger is that bound
     rounded up; l* = 1 is met by k = 1. l_{L_S}^T = L_T, so the set is never empty.
     """
     if critical <= 1:
@@ -93,8 +125,8 @@ def k_dagger(critical: int, num_teacher_layers: int, num_student_layers: int) ->
 def all_pairs(num_teacher_layers: int, num_student_layers: int) -> list[tuple[int, int]]:
     """Every (teacher, student) pair, both 1-based, for a search through all of them.
 
-    Each is a transfer of its own (an `explicit` pair): one transfer trains a student layer to say
-    what one target says, so there is no strategy of that name.
+    Each is a transfer of its own (an `explicit` pair): one transfer trains a student layer towards
+    one target, so there is no strategy of that name.
     """
     teachers, students = range(1, num_teacher_layers + 1), range(1, num_student_layers + 1)
     return [(teacher, student) for teacher in teachers for student in students]
@@ -113,7 +145,7 @@ def interpolation(
     return a, a + 1, float(min(max(u - a, Fraction(0)), Fraction(1)))
 
 
-@strategy
+@_strategy("critical")
 def proportional(request: Request) -> list[PaperPair]:
     """(l_{k-dagger}^T, k-dagger): the teacher layer at the student layer's own depth."""
     sizes = request.num_teacher_layers, request.num_student_layers
@@ -121,14 +153,14 @@ def proportional(request: Request) -> list[PaperPair]:
     return [({teacher_counterpart(k, *sizes): 1.0}, k) for k in students]
 
 
-@strategy
+@_strategy("critical")
 def attributed(request: Request) -> list[PaperPair]:
     """(l*, k-dagger): the critical teacher layer itself."""
     sizes = request.num_teacher_layers, request.num_student_layers
     return [({layer: 1.0}, k_dagger(layer, *sizes)) for layer in request.critical]
 
 
-@strategy
+@_strategy("critical")
 def interpolated(request: Request) -> list[PaperPair]:
     """((1 - lambda) a + lambda b, k-dagger): the two teacher layers around k-dagger's depth."""
     sizes = request.num_teacher_layers, request.num_student_layers
@@ -140,9 +172,9 @@ def interpolated(request: Request) -> list[PaperPair]:
     return pairs
 
 
-@strategy
+@_strategy("critical", "similarity")
 def cka(request: Request) -> list[PaperPair]:
-    """(l*, the student layer of highest linear CKA with l*); of equals the shallowest."""
+    """(l*, the student layer of highest linear CKA with l*); of several the shallowest."""
     if request.similarity is None:
         raise UserError(
             "pairing strategy 'cka' needs the similarity of every teacher and student layer"
@@ -154,7 +186,7 @@ def cka(request: Request) -> list[PaperPair]:
     return pairs
 
 
-@strategy
+@_strategy("explicit")
 def explicit(request: Request) -> list[PaperPair]:
     """The user's own (teacher, student) pairs, counted from 1."""
     if not request.explicit:
@@ -162,24 +194,24 @@ def explicit(request: Request) -> list[PaperPair]:
     return [({teacher: 1.0}, student) for teacher, student in request.explicit]
 
 
-@strategy
+@_strategy("critical")
 def reverse(request: Request) -> list[PaperPair]:
     """Negative control: (l*, L_S + 1 - k-dagger), the wrong end of the student.
 
-    At the very middle of an odd number of layers the two ends meet: no control there.
+    The middle one of an odd number of layers is its own mirror image: no control there.
     """
     sizes = request.num_teacher_layers, request.num_student_layers
     top = request.num_student_layers + 1
     return [({layer: 1.0}, top - k_dagger(layer, *sizes)) for layer in request.critical]
 
 
-@strategy
+@_strategy()
 def last(request: Request) -> list[PaperPair]:
-    """Control: last teacher layer with last student layer, whatever attribution says."""
+    """Control: last teacher layer with last student layer, regardless of attribution."""
     return [({request.num_teacher_layers: 1.0}, request.num_student_layers)]
 
 
-@strategy
+@_strategy("count", "seed")
 def random(request: Request) -> list[PaperPair]:
     """Control: as many pairs of distinct layers as there are critical ones, drawn from the seed."""
     sizes = request.num_teacher_layers, request.num_student_layers
@@ -208,10 +240,7 @@ def pair_layers(
     **Raises** `UserError` for an unknown strategy, a layer out of range, and a similarity that is
     missing, not finite or of another shape.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(
-            f"pairing.strategy '{strategy}' is unknown: {nearest(strategy, STRATEGIES)}"
-        )
+    chosen = STRATEGIES.find(strategy, "pairing.strategy")
     request = Request(
         num_teacher_layers=num_teacher_layers,
         num_student_layers=num_student_layers,
@@ -221,7 +250,7 @@ def pair_layers(
         similarity=_checked(similarity, num_teacher_layers, num_student_layers),
     )
     pairs: dict[int, Pair] = {}
-    for weights, student in STRATEGIES[strategy](request):
+    for weights, student in chosen.pair(request):
         # A teacher layer of weight 0 need not be extracted (and b may lie beyond the last layer).
         mixture = {layer: weight for layer, weight in weights.items() if weight > 0}
         for layer in mixture:

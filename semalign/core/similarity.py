@@ -14,7 +14,7 @@ from torch import Tensor
 from semalign.errors import UserError
 
 _MIN_ROWS = 4  # HSIC_1 divides by N - 3
-# A centred matrix below this share of the matrix itself is what rounding left of a constant one.
+# A centred matrix below this share of the matrix itself is the rounding error of a constant one.
 _ROUNDING = 32 * torch.finfo(torch.float64).eps
 
 
@@ -31,8 +31,8 @@ def linear_cka(x: Float[Tensor, "N D1"], y: Float[Tensor, "N D2"]) -> Float[Tens
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Columns centred, at Frobenius norm 1 (CKA knows no scale): nothing can overflow. Zeros for a
-    constant matrix.
+    """Columns centred, at Frobenius norm 1, so that nothing can overflow: CKA does not depend on
+    scale. Zeros for a constant matrix.
     """
     wide = x.to(torch.float64)
     centred = wide - wide.mean(dim=0)
@@ -70,8 +70,8 @@ def unbiased_hsic(x: Float[Tensor, "N D1"], y: Float[Tensor, "N D2"]) -> Float[T
 
 
 def _narrow(x: Tensor) -> Tensor:
-    """x, or N x N where D is more: from X^T = Q R follows X X^T = R^T R, and a linear kernel sees
-    nothing else of x.
+    """x, or N x N where D is larger: X^T = Q R gives X X^T = R^T R, and a linear kernel depends on
+    nothing else.
     """
     wide = x.to(torch.float64)
     return wide if x.shape[0] >= x.shape[1] else torch.linalg.qr(wide.T, mode="r").R.T
@@ -103,6 +103,6 @@ class MinibatchCKA:
         self._y += torch.stack([unbiased_hsic(y, y) for y in ys]).cpu()
 
     def matrix(self) -> Float[Tensor, "L1 L2"]:
-        """CKA of the batches so far; 0 where a layer says the same in all rows of each batch."""
+        """CKA of the batches so far; 0 where a layer is the same in all rows of each batch."""
         product = self._x.clamp(min=0)[:, None] * self._y.clamp(min=0)
         return torch.where(product > 0, self._cross / product.sqrt(), 0.0)

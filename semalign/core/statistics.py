@@ -14,6 +14,8 @@ import numpy as np
 
 from semalign.errors import UserError
 
+_Number = float | int  # a float takes an int too, but not for the type checks of the tests
+
 _Z95 = 1.959963984540054  # the standard normal's 97.5% quantile
 
 
@@ -80,7 +82,7 @@ def wilson_interval(mean: float, n: int, z: float = _Z95) -> tuple[float, float]
     )
 
 
-def score(per_item: Sequence[float]) -> Score:
+def score(per_item: Sequence[_Number]) -> Score:
     """The mean of per-item scores in [0, 1].
 
     Items scored by several samples lie between 0 and 1; their variance is at most that of a
@@ -94,7 +96,7 @@ def score(per_item: Sequence[float]) -> Score:
     return Score(n=n, value=mean, stderr=_standard_error(per_item, mean), low=low, high=high)
 
 
-def _standard_error(values: Sequence[float], mean: float) -> float:
+def _standard_error(values: Sequence[_Number], mean: float) -> float:
     n = len(values)
     if n == 1:
         return math.nan
@@ -118,14 +120,15 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+    first: Sequence[_Number], second: Sequence[_Number], *, resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
-    """The mean of second - first over items, and what it varies by when items are drawn anew.
+    """The mean of second - first over items, and its variation when items are drawn again.
 
     n items are drawn from the n with replacement, ``resamples`` times (Efron & Tibshirani 1993).
     The interval goes from the 2.5% to the 97.5% percentile of the R resampled means m; its inverse
     is p = min(1, 2 (1 + min(#{m <= 0}, #{m >= 0})) / (R + 1)). The same seed gives the same
-    numbers. Of few items, say below 20, both say less than they seem to: one is always "certain".
+    numbers. With fewer than about 20 items neither is reliable: of one item the interval has no
+    width.
 
     What is drawn is how often each distinct difference occurs, a multinomial, which is the same
     distribution: time and memory (8 bytes each) grow with resamples x distinct differences.
@@ -148,12 +151,15 @@ def paired_bootstrap(
     )
 
 
-def compare(first: Mapping[str, float], second: Mapping[str, float], *, metric: str) -> Comparison:
+def compare(
+    first: Mapping[str, _Number], second: Mapping[str, _Number], *, metric: str
+) -> Comparison:
     """Two candidates' per-item scores, by item id, on the same items: second minus first.
 
     The p-value is McNemar's for ``accuracy`` with answers that are right or wrong, and the paired
-    bootstrap's otherwise: for pass@k, and for accuracies averaged over samples. Raises UserError
-    naming the first item that only one of them has.
+    bootstrap's otherwise: for pass@k, and for accuracies averaged over samples.
+
+    **Raises** `UserError` with the first item that only one of them has.
     """
     if odd := [id for id in (*first, *second) if (id in first) != (id in second)]:
         side = "first" if odd[0] in first else "second"

@@ -15,6 +15,7 @@ import ray
 from semalign.config.jobs import AnalysisJob, Config, EvaluationJob
 from semalign.config.sections import Evaluation
 from semalign.errors import UserError
+from semalign.methods.method import method_of
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
@@ -106,7 +107,7 @@ def check_sweep(configs: Sequence[Config], available: dict[str, float], *, compa
     held = held_gpus(configs)
     for config in configs:
         stages = _wanted(config)
-        if config.adapter_rank is not None and not compared:
+        if method_of(config).rank(config) is not None and not compared:
             del stages["evaluation.num_engines"]  # those that are held
         needed = max(resources["GPU"] for _, resources in stages.values())
         if held and held + needed > available["GPU"] and not config.cluster.autoscaling:

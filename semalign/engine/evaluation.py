@@ -1,141 +1,127 @@
-"""Evaluation: which items still need records, the loop that makes them, and the scores.
-
-Judged batches are kept on disk, so that a run that was killed goes on with the missing items.
-"""
+"""Evaluation: which items still need records, who makes them, and the scores."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from semalign.artifacts.records import Journal, Record, content_key, item_scores, read_records
+from semalign.artifacts.artifact import MANIFEST, Workspace
+from semalign.artifacts.records import Record, item_scores, read_records
+from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
-from semalign.engine.dispatch import Candidate, Unit, dispatch
-from semalign.engine.generation import EngineShape
-from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
 from semalign.models.loading import load_tokenizer
-from semalign.models.peft_folder import adapter_fingerprint, check_adapter
+from semalign.models.peft_folder import check_adapter
 from semalign.sandbox.run import require_tier
-from semalign.stages.scoring import SandboxLimits, check_chat_template
-from semalign.tasks import TASKS, Example, find_task, load_split
+from semalign.stages.judged import Candidate, Records, Served, Unit
+from semalign.stages.scoring import check_chat_template, chosen_protocol
+from semalign.tasks import find_task, load_split
 from semalign.tasks.protocols import Protocol
-
-__all__ = ["Candidate", "Evaluation", "check", "evaluate"]
 
 Key = tuple[str, str, str]  # candidate, task, split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Scored:
     """Per (candidate, task, split): the records, their Parquet file and the score."""
 
     protocol: Protocol
     records: dict[Key, list[Record]]
     files: dict[Key, Path]
     scores: dict[Key, Score]
-    generated: int  # items answered now; the others' records were already there
+    generated: int  # items answered now; the others' records were cached
     seconds: float
 
 
 def evaluate(
     candidates: Sequence[Candidate],
+    settings: Settings,
     *,
-    tasks: Sequence[str],
-    splits: Sequence[str],
     root: Path,
-    folder: Path,
-    shape: EngineShape,
-    sandbox: SandboxLimits,
-    protocol: Protocol,
-    engines: Mapping[str, Sequence[Any]] | None = None,
-) -> Evaluation:
-    """Score every candidate on every task and split; needs a running Ray.
+    workspace: Workspace,
+    engines: Mapping[Served, Sequence[Any]] | None = None,
+    judge_cpus: float = 1,
+    local: bool = False,
+) -> Scored:
+    """Score every candidate on every task and split; needs a running Ray, unless `local`.
 
-    ``engines`` that run already, by model, are used and left running.
+    `engines` that run already are used and left running. Who calls from a process that holds CPUs
+    of Ray's must not wait for others: `judge_cpus=0`.
 
-    Records go to ``folder``, one Parquet file a candidate, task and split, named by everything that
-    decides them; items already there are not asked again. Raises UserError for bad input, and for a
-    machine whose sandbox is weaker than asked.
+    Records are named by everything that decides them; items that have theirs are not answered
+    again. Raises UserError for bad input, and for a sandbox weaker than `sandbox.min_tier`.
     """
     begin = time.monotonic()
-    check(candidates, tasks, protocol, sandbox, trust_remote_code=shape.trust_remote_code)
-    data = {(task, split): load_split(root, task, split) for task in tasks for split in splits}
-    name = partial(_file_name, shape=shape, sandbox=sandbox, protocol=protocol)
-    units = {
-        (candidate.name, task, split): Unit(
-            candidate,
-            split,
-            examples,
-            Journal(
-                folder / name(candidate, examples, split), [example.id for example in examples]
-            ),
-        )
-        for candidate in candidates
-        for (task, split), examples in data.items()
-    }
-    todo = [unit for unit in {unit.file: unit for unit in units.values()}.values() if unit.missing]
+    protocol = chosen_protocol(settings)
+    check(candidates, settings)
+    wanted = wanted_records(candidates, settings, root)
+    places = {key: workspace.place(records) for key, records in wanted.items()}
+    units = {key: Unit(records, records.journal(places[key])) for key, records in wanted.items()}
+    todo = [unit for unit in {u.journal.file: u for u in units.values()}.values() if unit.missing]
     generated = sum(len(unit.missing) for unit in todo)
-    if todo:
-        folder.mkdir(parents=True, exist_ok=True)
-        dispatch(todo, shape, sandbox, protocol, engines or {})
-    records = {key: read_records(unit.file) for key, unit in units.items()}
-    return Evaluation(
+    if todo and local:
+        from semalign.engine.local_engine import answer_here
+
+        answer_here(todo, settings)
+    elif todo:
+        from semalign.engine.dispatch import dispatch
+
+        dispatch(todo, settings, engines or {}, judge_cpus=judge_cpus)
+    for key, records in wanted.items():
+        if not (places[key] / MANIFEST).exists():
+            workspace.finish(records, places[key], {}, time.monotonic() - begin)
+    found = {key: read_records(unit.journal.file) for key, unit in units.items()}
+    return Scored(
         protocol=protocol,
-        records=records,
-        files={key: unit.file for key, unit in units.items()},
+        records=found,
+        files={key: unit.journal.file for key, unit in units.items()},
         scores={
             key: score(list(item_scores(rows, k=protocol.profile(key[1]).k).values()))
-            for key, rows in records.items()
+            for key, rows in found.items()
         },
         generated=generated,
         seconds=time.monotonic() - begin,
     )
 
 
-def check(
-    candidates: Sequence[Candidate],
-    tasks: Sequence[str],
-    protocol: Protocol,
-    sandbox: SandboxLimits,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
+def wanted_records(
+    candidates: Sequence[Candidate], settings: Settings, root: Path
+) -> dict[Key, Records]:
+    """The records of every candidate, task and split, made or not."""
+    protocol = chosen_protocol(settings)
+    data = {
+        (task, split): load_split(root, task, split)
+        for task in settings.tasks
+        for split in settings.splits
+    }
+    return {
+        (candidate.name, task, split): Records(
+            candidate=candidate,
+            task=task,
+            split=split,
+            examples=examples,
+            protocol=protocol,
+            max_model_len=settings.max_model_len,
+            min_tier=settings.sandbox.min_tier,
+        )
+        for candidate in candidates
+        for (task, split), examples in data.items()
+    }
+
+
+def check(candidates: Sequence[Candidate], settings: Settings) -> None:
     """What can be refused before anything is generated; raises UserError."""
-    kinds = [find_task(task).kind for task in tasks]
-    profiles = [protocol.profile(task) for task in tasks]
+    protocol = chosen_protocol(settings)
+    kinds = [find_task(task).kind for task in settings.tasks]
+    profiles = [protocol.profile(task) for task in settings.tasks]
     if "code" in kinds:
-        require_tier(sandbox.min_tier)
+        require_tier(settings.sandbox.min_tier)
     for candidate in candidates:
+        model = candidate.model
+        trust = model.trust_remote_code
         if any(profile.chat == "template" for profile in profiles):
-            check_chat_template(
-                load_tokenizer(candidate.model, trust_remote_code=trust_remote_code)
-            )
+            check_chat_template(load_tokenizer(model.path, trust_remote_code=trust))
         if candidate.adapter:
-            check_adapter(candidate.adapter, candidate.model, trust_remote_code=trust_remote_code)
-
-
-def _file_name(
-    candidate: Candidate,
-    examples: list[Example],
-    split: str,
-    *,
-    shape: EngineShape,
-    sandbox: SandboxLimits,
-    protocol: Protocol,
-) -> str:
-    task = examples[0].task
-    key = content_key(
-        examples,
-        split,
-        profile=protocol.label(task),
-        model=[model_fingerprint(candidate.model), tokenizer_fingerprint(candidate.model)],
-        adapter=candidate.adapter and adapter_fingerprint(candidate.adapter),
-        dtype=candidate.dtype or shape.dtype,
-        max_model_len=shape.max_model_len,
-        min_tier=sandbox.min_tier if TASKS[task].kind == "code" else None,
-    )
-    return f"{task}-{split}-{key[:20]}.parquet"
+            check_adapter(candidate.adapter, model.path, trust_remote_code=trust)

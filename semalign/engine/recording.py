@@ -3,65 +3,129 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.files import write_json, write_text
+from semalign.artifacts.local import Timer
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
 from semalign.data.root import data_root
-from semalign.data.tokens import fingerprint
-from semalign.engine.evaluation import Evaluation
-from semalign.engine.methods import Made
-from semalign.engine.steps import Steps
+from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
-from semalign.engine.training import HISTORY
+from semalign.methods.method import Recipe, Transfer, used_settings
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired
-from semalign.sweep.axes import flat
+from semalign.stages.attribution import LayerScores
+from semalign.stages.update import HISTORY
 from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"
 NAMES = ("student", "teacher", TRANSFERRED)
 
 
-def start(run: Run, steps: Steps) -> None:
-    """The whole resolved configuration, and the data it names."""
-    config = steps.config
-    run.params(flat(config.model_dump(mode="json")))
+@dataclass(frozen=True)
+class EpochRecorder:
+    """Sends every epoch's steps and means to the run; waits, so that a kill loses no epoch.
+
+    With `score` the result of every epoch but the last, as of then, is written into `folder`,
+    scored, and the score returned: the last one's is that of the whole trial.
+    """
+
+    run: Run
+    score: Callable[[Path], float] | None = None
+    folder: Path | None = None
+    last: int | None = None
+
+    def __call__(self, measured: Any, keep: Callable[[Path], None]) -> float | None:
+        steps = {f"train/{name}": values for name, values in measured.series.items()}
+        if "cosine_loss" in measured.series:
+            cosine = [1 - value for value in measured.series["cosine_loss"]]
+            steps["train/alignment_cosine"] = cosine
+        means = {f"epoch/{k}": [v] for k, v in measured.summary().items() if k != "epoch"}
+        self.run.metrics(steps, first_step=measured.first_step + 1)
+        self.run.metrics(means, first_step=measured.epoch)
+        if self.score is None or measured.epoch == self.last:
+            return None
+        assert self.folder is not None
+        served = self.folder / str(measured.epoch)  # where an engine on any node can read it
+        keep(served)
+        return self.score(served)
+
+
+def start(run: Run, transfer: Transfer) -> None:
+    """The settings that decide what comes out, resolved, and the data that they name."""
+    config, inputs = transfer.config, transfer.inputs
+    run.params(used_settings(config))
     root, data = data_root(config.data.root), config.data
-    for split, context, tokens in (
-        (data.train_split, "training", steps.inputs.train),
-        (data.attribution_split, "attribution", steps.inputs.attribution_teacher),
+    for split, context, rows in (
+        (data.train_split, "training", inputs.train),
+        (data.attribution_split, "attribution", inputs.attribution_teacher),
     ):
         source = split_source(root, data.task, split)
-        run.dataset(f"{data.task}/{split}", fingerprint(tokens), source, context, len(tokens))
+        run.dataset(f"{data.task}/{split}", rows.key, source, context, len(rows))
 
 
-def finish(run: Run, steps: Steps, made: Made, evaluation: Evaluation) -> None:
+def describe(folder: Path, config: Config) -> None:
+    """Write the effective configuration into a transfer's folder."""
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+
+
+def write_scores(folder: Path, config: Config, scored: Scored) -> None:
+    """Scores and where their records lie, as `semalign runs` and `compare` read them."""
+    scores: dict[str, Any] = {}
+    records: dict[str, Any] = {}
+    for (name, task, split), score in scored.scores.items():
+        found = {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
+        scores.setdefault(split, {}).setdefault(task, {})[name] = found
+        place = str(scored.files[name, task, split])
+        records.setdefault(split, {}).setdefault(task, {})[name] = place
+    described = {
+        "task": config.data.task,
+        "method": config.method,
+        "teacher": config.teacher,
+        "student": config.student,
+    }
+    write_json(folder / "scores.json", {**described, "scores": scores, "records": records})
+
+
+def point_latest(folder: Path) -> None:
+    """Let `latest`, next to the folder, point at it."""
+    link = folder.with_name("latest")
+    partial = folder.with_name(f".latest-{uuid.uuid4().hex}")
+    partial.symlink_to(folder.name)
+    partial.replace(link)
+
+
+def finish(run: Run, transfer: Transfer, recipe: Recipe, scored: Scored, timer: Timer) -> None:
     """Figures, scores, per-item predictions, report and adapter; then the run is finished."""
-    config, inputs, folder = steps.config, steps.inputs, made.folder
-    _draw(steps, made)
+    workspace = Workspace(transfer.config.work)
+    folder = workspace.place(recipe.result)
+    _draw(transfer, recipe, workspace)
     run.artifact(str(folder / "figures"), "figures")
-    record_scores(run, evaluation)
-    run.metrics({f"seconds/{name}": [value] for name, value in steps.seconds.items()})
-    run.tags({"vocabulary.overlap": f"{inputs.overlap.fraction:.4f}"})
-    record_result(run, folder)
+    record_scores(run, scored)
+    run.metrics({f"seconds/{name}": [value] for name, value in timer.seconds.items()})
+    run.tags({"vocabulary.overlap": f"{transfer.inputs.shared.fraction:.4f}"})
+    record_result(run, transfer.config, folder)
     report = folder / "report.md"
-    report.write_text(_markdown(config, evaluation), encoding="utf-8")
+    report.write_text(_markdown(transfer.config, scored), encoding="utf-8")
     run.artifact(str(report))
-    run.table(_predictions(evaluation), "predictions.json")  # last: MLflow appends to a table
+    run.table(_predictions(scored), "predictions.json")  # last: MLflow appends to a table
     run.end("FINISHED")
 
 
-def record_result(run: Run, folder: Path) -> None:
+def record_result(run: Run, config: Config, folder: Path) -> None:
     """What the transfer left, and what that took. Of a whole student only the hash: the weights
     stay in the transfer's folder.
     """
     found = manifest(folder)
-    run.tags({"method": found["method"], "adapter.sha256": found["sha256"]})
+    run.tags({"method": config.method, "adapter.sha256": found["sha256"]})
     run.metrics(
         {
             f"cost/{name}": [float(found[name])]
@@ -72,66 +136,69 @@ def record_result(run: Run, folder: Path) -> None:
         run.artifact(str(adapter), "adapter")
 
 
-def finish_evaluation(run: Run, job: EvaluationJob, evaluation: Evaluation) -> None:
+def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
     """The same of an evaluation by itself."""
-    record_scores(run, evaluation)
-    job.work.mkdir(parents=True, exist_ok=True)
-    report = job.work / "evaluations" / f"report-{run.run_id}.md"
-    report.write_text(_evaluation_markdown(job, evaluation), encoding="utf-8")
+    record_scores(run, scored)
+    report = job.work / "reports" / f"evaluation-{run.run_id}.md"
+    write_text(report, _evaluation_markdown(job, scored))
     run.artifact(str(report))
-    run.table(_predictions(evaluation), "predictions.json")  # last: MLflow appends to a table
+    run.table(_predictions(scored), "predictions.json")  # last: MLflow appends to a table
     run.end("FINISHED")
 
 
-def record_scores(run: Run, evaluation: Evaluation) -> None:
+def record_scores(run: Run, scored: Scored) -> None:
     """Every score with its error and interval, those of groups, and how they were made.
 
     No metric's name is the folder of another's: a file store could not hold both.
     """
     metrics: dict[str, list[float]] = {}
-    for (candidate, task, split), score in evaluation.scores.items():
+    for (candidate, task, split), score in scored.scores.items():
         name = f"{split}/{task}/{candidate}"
         metrics[name] = [score.value]
         for end in ("stderr", "low", "high"):
             metrics[f"{name}.{end}"] = [getattr(score, end)]
-        for group, part in by_group(evaluation.records[candidate, task, split]).items():
+        for group, part in by_group(scored.records[candidate, task, split]).items():
             metrics[f"{name}.{group}"] = [part.value]
     run.metrics(metrics)
-    protocol = evaluation.protocol
+    protocol = scored.protocol
     run.tags(
         {
             "protocol": f"{protocol.name}-{protocol.version}",
             "protocol.hash": protocol.hash,
-            "sandbox.tier": sandbox_tier(evaluation),
+            "sandbox.tier": sandbox_tier(scored),
         }
     )
 
 
-def _draw(steps: Steps, made: Made) -> None:
-    attribution, inputs, folder = steps.config.attribution, steps.inputs, made.folder
-    layers = inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers
+def _draw(transfer: Transfer, recipe: Recipe, workspace: Workspace) -> None:
+    folder, inputs = workspace.place(recipe.result), transfer.inputs
     history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     drawn = {"loss": figures.loss_curve(history)}
-    if made.pairs:
-        critical = critical_layers(list(made.scores), attribution.top_n)
-        drawn["attribution"] = figures.attribution(made.scores, critical, attribution.granularity)
-        drawn["pairing"] = figures.pairing(made.pairs, *layers)
+    for artifact in recipe.artifacts:
+        if isinstance(artifact, LayerScores):
+            scores, settings = artifact.read(workspace.place(artifact)), artifact.settings
+            critical = critical_layers(scores, settings.top_n)
+            drawn["attribution"] = figures.attribution(scores, critical, settings.granularity)
+    if recipe.pairs:
+        drawn["pairing"] = figures.pairing(
+            recipe.pairs, inputs.teacher.layers, inputs.student.layers
+        )
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
 
 
-def show(config: Config, evaluation: Evaluation, folder: Path, run: Run) -> None:
+def show(config: Config, scored: Scored, folder: Path, run: Run) -> None:
     """The table of each split, where the files are, and how to open MLflow."""
     console = table.new_console()
     for split in config.evaluation.splits:
         title = f"{config.teacher} -> {config.student}, {split} split"
-        console.print(table.terminal(title, *_table(config, evaluation, split)))
+        console.print(table.terminal(title, *_table(config, scored, split)))
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
-    console.print(f"protocol {table.protocol(evaluation.protocol)}")
+    console.print(f"protocol {table.protocol(scored.protocol)}")
     found = manifest(folder)
     console.print(
-        f"method {found['method']}: {found['trained_parameters']:,} trained parameters, "
+        f"method {config.method}: {found['trained_parameters']:,} trained parameters, "
         f"{found['seconds']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB a worker"
     )
     console.print(f"{found['result']} sha256: {found['sha256']}")
@@ -139,26 +206,26 @@ def show(config: Config, evaluation: Evaluation, folder: Path, run: Run) -> None
     console.print(to_open(config, run))
 
 
-def show_evaluation(job: EvaluationJob, evaluation: Evaluation, run: Run) -> None:
+def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
     """The table of each split, the comparisons, and how to open MLflow."""
     console = table.new_console()
     for split in job.splits:
-        title = f"{job.model}, {split} split, protocol {table.protocol(evaluation.protocol)}"
-        console.print(table.terminal(title, *_evaluation_table(job, evaluation, split)))
-    for text in _comparisons(job, evaluation):
+        title = f"{job.model}, {split} split, protocol {table.protocol(scored.protocol)}"
+        console.print(table.terminal(title, *_evaluation_table(job, scored, split)))
+    for text in _comparisons(job, scored):
         console.print(text)
     console.print("percent (95% interval)")
-    rate = evaluation.generated / evaluation.seconds
+    rate = scored.generated / scored.seconds
     console.print(
-        f"{evaluation.generated} items answered in {evaluation.seconds:.1f} s, {rate:.1f} items/s; "
-        f"sandbox tier {sandbox_tier(evaluation)}"
+        f"{scored.generated} items answered in {scored.seconds:.1f} s, {rate:.1f} items/s; "
+        f"sandbox tier {sandbox_tier(scored)}"
     )
     console.print(to_open(job, run))
 
 
-def sandbox_tier(evaluation: Evaluation) -> str:
+def sandbox_tier(scored: Scored) -> str:
     """The weakest tier that any program ran in; `none` when no code was run."""
-    tiers = {r.tier for rows in evaluation.records.values() for r in rows if r.tier is not None}
+    tiers = {r.tier for rows in scored.records.values() for r in rows if r.tier is not None}
     return str(max(tiers)) if tiers else "none"
 
 
@@ -166,45 +233,45 @@ def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
-def _predictions(evaluation: Evaluation) -> pd.DataFrame:
+def _predictions(scored: Scored) -> pd.DataFrame:
     rows = [
         {"candidate": candidate, **asdict(record)}
-        for (candidate, _task, _split), records in evaluation.records.items()
+        for (candidate, _task, _split), records in scored.records.items()
         for record in records
     ]
     return pd.DataFrame(rows).drop(columns=["tokens", "choice_scores", "seconds"])
 
 
-def _table(config: Config, evaluation: Evaluation, split: str) -> tuple[list[str], list[list[str]]]:
+def _table(config: Config, scored: Scored, split: str) -> tuple[list[str], list[list[str]]]:
     tasks = config.evaluation.tasks
     return (
-        table.header(evaluation.scores, tasks, split, config.data.task),
-        table.score_rows(evaluation.scores, NAMES, tasks, split, "teacher"),
+        table.header(scored.scores, tasks, split, config.data.task),
+        table.score_rows(scored.scores, NAMES, tasks, split, "teacher"),
     )
 
 
 def _evaluation_table(
-    job: EvaluationJob, evaluation: Evaluation, split: str
+    job: EvaluationJob, scored: Scored, split: str
 ) -> tuple[list[str], list[list[str]]]:
-    names = list(dict.fromkeys(candidate for candidate, _, _ in evaluation.scores))
+    names = list(dict.fromkeys(candidate for candidate, _, _ in scored.scores))
     return (
-        table.header(evaluation.scores, job.tasks, split),
-        table.score_rows(evaluation.scores, names, job.tasks, split),
+        table.header(scored.scores, job.tasks, split),
+        table.score_rows(scored.scores, names, job.tasks, split),
     )
 
 
-def _comparisons(job: EvaluationJob, evaluation: Evaluation) -> list[str]:
+def _comparisons(job: EvaluationJob, scored: Scored) -> list[str]:
     """One line a task and split: the first candidate against each of the others."""
-    first, *others = dict.fromkeys(candidate for candidate, _, _ in evaluation.scores)
+    first, *others = dict.fromkeys(candidate for candidate, _, _ in scored.scores)
     return [
         f"{task} {split}, "
         + line(
             first,
             other,
             paired(
-                evaluation.records[first, task, split],
-                evaluation.records[other, task, split],
-                k=evaluation.protocol.profile(task).k,
+                scored.records[first, task, split],
+                scored.records[other, task, split],
+                k=scored.protocol.profile(task).k,
             ),
         )
         for other in others
@@ -213,19 +280,19 @@ def _comparisons(job: EvaluationJob, evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _evaluation_markdown(job: EvaluationJob, evaluation: Evaluation) -> str:
-    title = f"# {job.model}, protocol {table.protocol(evaluation.protocol)}"
-    tables = [table.markdown(*_evaluation_table(job, evaluation, split)) for split in job.splits]
-    compared = "\n".join(f"- {text}" for text in _comparisons(job, evaluation))
+def _evaluation_markdown(job: EvaluationJob, scored: Scored) -> str:
+    title = f"# {job.model}, protocol {table.protocol(scored.protocol)}"
+    tables = [table.markdown(*_evaluation_table(job, scored, split)) for split in job.splits]
+    compared = "\n".join(f"- {text}" for text in _comparisons(job, scored))
     return "\n\n".join([title, "Percent (95% interval).", *tables, compared])
 
 
-def _markdown(config: Config, evaluation: Evaluation) -> str:
+def _markdown(config: Config, scored: Scored) -> str:
     title = f"# {config.teacher} -> {config.student}, trained on {config.data.task}"
     note = (
-        f"Protocol {table.protocol(evaluation.protocol)}. Percent (95% interval); mean gap: points "
+        f"Protocol {table.protocol(scored.protocol)}. Percent (95% interval); mean gap: points "
         "below the teacher; * the task trained on."
     )
     splits = config.evaluation.splits
-    tables = [table.markdown(*_table(config, evaluation, split)) for split in splits]
+    tables = [table.markdown(*_table(config, scored, split)) for split in splits]
     return "\n\n".join([title, note, *tables])

@@ -2,105 +2,117 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.artifacts import records
-from semalign.artifacts.files import content_key
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.files import check_writable, content_key
+from semalign.config.describe import runtime_settings
+from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
-from semalign.config.sections import Evaluation as Settings
 from semalign.data.root import data_root
 from semalign.engine import recording
-from semalign.engine.cluster import check_resources, cluster_resources, connect
-from semalign.engine.evaluation import Candidate, Evaluation, check, evaluate
-from semalign.engine.generation import EngineShape
+from semalign.engine.evaluation import Scored, check, evaluate, wanted_records
 from semalign.engine.tracking import recorded
-from semalign.models.fingerprints import model_fingerprint
-from semalign.models.loading import load_config
-from semalign.models.peft_folder import adapter_fingerprint
-from semalign.stages.inputs import check_writable
-from semalign.stages.scoring import SandboxLimits, chosen_protocol
-from semalign.sweep.axes import flat
+from semalign.methods.method import Transfer
+from semalign.models.reference import Model
+from semalign.stages.judged import Candidate, Served
+from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import load_split
-
-_SHAPE = (
-    "num_engines",
-    "num_cpus",
-    "num_gpus",
-    "tensor_parallel_size",
-    "max_model_len",
-    "kv_cache_gb",
-    "max_restarts",
-    "batch_items",
-)
-
-
-def engine_shape(settings: Settings, dtype: str, trust_remote_code: bool) -> EngineShape:
-    """What the settings ask of each engine."""
-    given = settings.model_dump(include=set(_SHAPE))
-    return EngineShape(dtype=dtype, trust_remote_code=trust_remote_code, **given)
 
 
 def score_candidates(
     config: Config,
     candidates: Sequence[Candidate],
-    engines: Mapping[str, Sequence[Any]] | None = None,
+    engines: Mapping[Served, Sequence[Any]] | None = None,
+    *,
     judge_cpus: float = 1,
-) -> Evaluation:
-    """Score any models and adapters by a transfer's evaluation settings.
-
-    ``engines`` that run already, by model, are used and left running. Who calls from a process
-    that holds CPUs of Ray's must not wait for others: ``judge_cpus=0``.
-    """
-    return _score(
-        config.evaluation,
+    local: bool = False,
+) -> Scored:
+    """Score any models and adapters by a transfer's evaluation settings (see `evaluate`)."""
+    return evaluate(
         candidates,
-        root=config.evaluation.root or config.data.root,
-        work=config.work,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
+        config.evaluation,
+        root=data_root(config.evaluation.root or config.data.root),
+        workspace=Workspace(config.work),
         engines=engines,
         judge_cpus=judge_cpus,
+        local=local,
     )
 
 
-def run_evaluation(job: EvaluationJob) -> Evaluation:
+def base_candidates(transfer: Transfer) -> list[Candidate]:
+    """The models that a transferred student is set against."""
+    inputs = transfer.inputs
+    return [
+        Candidate(name="student", model=inputs.student),
+        Candidate(name="teacher", model=inputs.teacher),
+    ]
+
+
+def transferred(transfer: Transfer, folder: Path) -> Candidate:
+    """What a transfer left in its folder, to be scored: an adapter, or a whole student."""
+    config = transfer.config
+    if (student := folder / "student").exists():
+        dtype = transfer.method.dtype(config)
+        model = open_model(config, str(student), dtype=dtype)
+        return Candidate(name=recording.TRANSFERRED, model=model)
+    adapter = str(folder / "adapter")
+    return Candidate(name=recording.TRANSFERRED, model=transfer.inputs.student, adapter=adapter)
+
+
+def open_model(job: Config | EvaluationJob, path: str, *, dtype: str | None = None) -> Model:
+    """A model by reference, its hashes kept in the work folder."""
+    return Model.open(
+        path,
+        dtype=dtype or job.dtype,
+        trust_remote_code=job.trust_remote_code,
+        cache=job.work / "fingerprints",
+    )
+
+
+def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
     """Score the model, or adapters of it, print the table and record it all in MLflow.
 
-    Items that have their records are not asked again. Raises UserError for bad input.
+    Items that have their records are not answered again. `local`: without Ray. Raises UserError for
+    bad input.
     """
-    candidates, key = _checked(job)
     check_writable(job.work)
-    with connect(job.cluster.address):
-        check_resources(job, cluster_resources())
-        with recorded(job, key=key, name=f"evaluate-{job.protocol}") as run:
-            finished = run.is_finished()
-            if not finished:
-                run.params(flat(job.model_dump(mode="json")))
-            evaluation = score_job(job, candidates, job.work)
-            if not finished:
-                recording.finish_evaluation(run, job, evaluation)
-        recording.show_evaluation(job, evaluation, run)
-    return evaluation
+    candidates = checked_candidates(job)
+    with contextlib.ExitStack() as stack:
+        if not local:
+            from semalign.engine.cluster import check_resources, cluster_resources, connect
+
+            stack.enter_context(connect(job.cluster.address))
+            check_resources(job, cluster_resources())
+        name = f"evaluate-{job.protocol}"
+        key = evaluation_key(job, candidates)
+        run = stack.enter_context(recorded(job, key=key, name=name, local=local))
+        finished = run.is_finished()
+        if not finished:
+            run.params(flat(job.model_dump(mode="json")))
+        scored = score_job(job, candidates, job.work, local=local)
+        if not finished:
+            recording.finish_evaluation(run, job, scored)
+        recording.show_evaluation(job, scored, run)
+    return scored
 
 
-def score_job(job: EvaluationJob, candidates: Sequence[Candidate], work: Path) -> Evaluation:
-    """Score any models and adapters by an evaluation's settings; needs a running Ray."""
-    return _score(
-        job,
-        candidates,
-        root=str(job.root),
-        work=work,
-        dtype=job.dtype,
-        trust_remote_code=job.trust_remote_code,
-    )
+def score_job(
+    job: EvaluationJob, candidates: Sequence[Candidate], work: Path, *, local: bool = False
+) -> Scored:
+    """Score any models and adapters by an evaluation's settings; needs a running Ray, unless
+    `local`.
+    """
+    root = data_root(str(job.root))
+    return evaluate(candidates, job, root=root, workspace=Workspace(work), local=local)
 
 
 def show_evaluation_plan(job: EvaluationJob) -> None:
-    """Print what would be asked of which engines; loads no weights."""
-    candidates, _ = _checked(job)
+    """Print what would be requested of which engines; loads no weights."""
+    candidates = checked_candidates(job)
     protocol = chosen_protocol(job)
     print(f"protocol {protocol.name}, version {protocol.version}, hash {protocol.hash[:12]}")
     for task in job.tasks:
@@ -114,31 +126,28 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
     )
 
 
-def _checked(job: EvaluationJob) -> tuple[list[Candidate], str]:
-    """The models to score and the key of their MLflow run, once everything is known to be there."""
-    protocol = chosen_protocol(job)
-    load_config(job.model, trust_remote_code=job.trust_remote_code)
-    candidates = _candidates(job)
-    check(candidates, job.tasks, protocol, _limits(job), trust_remote_code=job.trust_remote_code)
-    data = [
-        records.content_key(load_split(data_root(str(job.root)), task, split), split)
-        for task in job.tasks
-        for split in job.splits
-    ]
-    described = job.model_dump(
-        mode="json", exclude={"cluster", "tracking", "workdir", "model", "adapter"}
-    )
-    prints = [model_fingerprint(job.model), *map(adapter_fingerprint, job.adapters)]
-    return candidates, content_key([*prints, *data, protocol.hash], described)
-
-
-def _candidates(job: EvaluationJob) -> list[Candidate]:
-    model = Candidate(name=Path(job.model).name, model=job.model)
+def checked_candidates(job: EvaluationJob) -> list[Candidate]:
+    """The models to score, once everything is known to be there."""
+    chosen_protocol(job)
+    model = open_model(job, job.model)
+    base = Candidate(name=Path(job.model).name, model=model)
     adapted = [
-        Candidate(name=name, model=job.model, adapter=folder)
+        Candidate(name=name, model=model, adapter=folder)
         for name, folder in zip(_names(job.adapters), job.adapters, strict=True)
     ]
-    return [model, *adapted] if job.baseline or not adapted else adapted
+    candidates = [base, *adapted] if job.baseline or not adapted else adapted
+    check(candidates, job)
+    wanted_records(candidates, job, data_root(str(job.root)))
+    return candidates
+
+
+def evaluation_key(job: EvaluationJob, candidates: Sequence[Candidate]) -> str:
+    """Names the MLflow run: all records that it scores, and how they are scored."""
+    runtime = runtime_settings(EvaluationJob)
+    settings = flat(job.model_dump(mode="json", exclude={"model", "adapter", "root"}))
+    used = {name: value for name, value in settings.items() if name not in runtime}
+    wanted = wanted_records(candidates, job, data_root(str(job.root)))
+    return content_key("evaluation", used, [records.key for records in wanted.values()])
 
 
 def _names(folders: Sequence[str]) -> list[str]:
@@ -148,31 +157,3 @@ def _names(folders: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(folders)
-
-
-def _limits(settings: Settings) -> SandboxLimits:
-    return SandboxLimits(min_tier=settings.sandbox.min_tier, workers=settings.sandbox.num_workers)
-
-
-def _score(
-    settings: Settings,
-    candidates: Sequence[Candidate],
-    *,
-    root: str,
-    work: Path,
-    dtype: str,
-    trust_remote_code: bool,
-    engines: Mapping[str, Sequence[Any]] | None = None,
-    judge_cpus: float = 1,
-) -> Evaluation:
-    return evaluate(
-        candidates,
-        tasks=settings.tasks,
-        splits=settings.splits,
-        root=data_root(root),
-        folder=work / "evaluations",
-        shape=engine_shape(settings, dtype, trust_remote_code),
-        sandbox=dataclasses.replace(_limits(settings), num_cpus=judge_cpus),
-        protocol=chosen_protocol(settings),
-        engines=engines,
-    )

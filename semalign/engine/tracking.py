@@ -1,4 +1,6 @@
-"""The one writer to MLflow: an actor that every process of a run sends its records to."""
+"""The one writer to MLflow: an actor that every process of a run sends its records to, or an object
+of this process where there is no Ray.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+from semalign.artifacts.files import locked
 from semalign.config.jobs import Job
 from semalign.errors import UserError
 
@@ -211,64 +211,82 @@ class Tracker:
 
 @dataclass(frozen=True)
 class Run:
-    """A run in the hands of the driver or a worker: every method of Tracker, waited for."""
+    """A run in the hands of the driver or a worker: every method of Tracker, waited for.
 
-    actor: Any
+    `tracker` is a Tracker, or the handle of the actor that it runs in.
+    """
+
+    tracker: Any
     run_id: str
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("__"):
             raise AttributeError(method)
-        remote = getattr(self.actor, method).remote
-        return lambda *args, **kwargs: ray.get(remote(self.run_id, *args, **kwargs))
+        return lambda *args, **kwargs: _call(self.tracker, method, self.run_id, *args, **kwargs)
 
     def child(self, *, key: str, name: str) -> Run:
         """A run below this one."""
-        opened = self.actor.open.remote(key, name, self.run_id)
-        return Run(self.actor, ray.get(opened))
+        return Run(self.tracker, _call(self.tracker, "open", key, name, self.run_id))
 
 
-def start_tracker(uri: str, experiment: str, *, key: str, name: str, artifacts: str) -> Run:
-    """Start the tracker on this node, where the files it uploads are, and open a run.
+def _call(tracker: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    bound = getattr(tracker, method)
+    if not hasattr(bound, "remote"):
+        return bound(*args, **kwargs)
+    import ray
+
+    return ray.get(bound.remote(*args, **kwargs))
+
+
+def _actor(*arguments: Any) -> Any:
+    """A Tracker on this node, where the files it uploads are."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3}
+    return ray.remote(Tracker).options(**options, scheduling_strategy=here).remote(*arguments)
+
+
+def start_tracker(job: Job, *, key: str, name: str, local: bool = False) -> Run:
+    """Start the tracker and open a run.
 
     Raises UserError when the URI is relative or cannot be opened. So does every method of the run
     when a server has been away for PATIENCE seconds.
     """
+    uri, experiment = job.tracking_uri, job.tracking.experiment
     check_uri(uri)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = (
-        ray.remote(Tracker)
-        .options(num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy=here)
-        .remote(uri, experiment, artifacts, PATIENCE)
-    )
-    try:
-        return Run(actor, ray.get(actor.open.remote(key, name)))
-    except UserError as error:
-        raise UserError(str(getattr(error, "cause", error))) from None
-    except ray.exceptions.RayError as error:
-        cause = str(error).strip().splitlines()[-1]
-        raise UserError(f"tracking.uri={uri}: MLflow cannot open it ({cause})") from None
+    arguments = uri, experiment, str(job.work / "mlartifacts"), PATIENCE
+    # MLflow's first opening of a new database breaks when two processes do it at once
+    with locked(job.work / "unfinished" / "mlflow.lock", "MLflow's database is being opened"):
+        tracker = Tracker(*arguments) if local else _actor(*arguments)
+        try:
+            return Run(tracker, _call(tracker, "open", key, name))
+        except UserError as error:
+            raise UserError(str(getattr(error, "cause", error))) from None
+        except Exception as error:
+            cause = str(error).strip().splitlines()[-1]
+            raise UserError(f"tracking.uri={uri}: MLflow cannot open it ({cause})") from None
 
 
 @contextmanager
-def recorded(job: Job, *, key: str, name: str) -> Iterator[Run]:
-    """The run of that key, made if there is none; what goes wrong within ends it as FAILED, unless
-    it was finished before. Raises UserError as `start_tracker` does.
+def recorded(job: Job, *, key: str, name: str, local: bool = False) -> Iterator[Run]:
+    """The run of that key, made if there is none; what goes wrong within ends it as FAILED, an
+    interrupt as KILLED, unless it was finished before.
+
+    Of two processes that do the same, one waits until the other has finished. Raises UserError as
+    `start_tracker` does.
     """
-    run = start_tracker(
-        job.tracking_uri,
-        job.tracking.experiment,
-        key=key,
-        name=job.tracking.run_name or name,
-        artifacts=str(job.work / "mlartifacts"),
-    )
-    finished = run.is_finished()
-    try:
-        yield run
-    except BaseException:
-        if not finished:
-            run.end("FAILED")
-        raise
+    name = job.tracking.run_name or name
+    with locked(job.work / "unfinished" / f"run-{key}.lock", f"the same run, {name}, is under way"):
+        run = start_tracker(job, key=key, name=name, local=local)
+        finished = run.is_finished()
+        try:
+            yield run
+        except BaseException as error:
+            if not finished:
+                run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
 
 
 def to_open(job: Job, run: Run) -> str:

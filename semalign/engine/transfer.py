@@ -1,22 +1,23 @@
-"""One transfer, end to end: the steps, then evaluation, the MLflow run and the final table."""
+"""One transfer, end to end: its artifacts, then evaluation, the MLflow run and the final table."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from semalign.artifacts.files import content_key
+from semalign.artifacts.artifact import Workspace, union
+from semalign.artifacts.files import check_writable
+from semalign.artifacts.host import Observer
+from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
 from semalign.config.jobs import Config
 from semalign.engine import recording
-from semalign.engine.cluster import check_resources, cluster_resources, connect
-from semalign.engine.evaluation import Candidate, Evaluation
-from semalign.engine.methods import make
-from semalign.engine.recording import TRANSFERRED
-from semalign.engine.scoring import score_candidates
-from semalign.engine.steps import Steps
-from semalign.engine.tracking import recorded
+from semalign.engine.evaluation import Scored
+from semalign.engine.scoring import base_candidates, score_candidates, transferred
+from semalign.engine.tracking import Run, recorded
+from semalign.methods.method import Recipe, Transfer
 from semalign.models.heads import find_lm_head
-from semalign.stages.inputs import check_writable, load_inputs
 
 
 @dataclass(frozen=True)
@@ -25,67 +26,83 @@ class Outcome:
 
     folder: Path
     run_id: str
-    evaluation: Evaluation
+    scored: Scored
 
 
-def transfer(config: Config) -> Outcome:
+def transfer(config: Config, *, local: bool = False) -> Outcome:
     """Run, or finish, the transfer that the configuration describes, and print its table.
 
-    A finished transfer is not run again: every step finds its files, and its MLflow run is left
-    as it is. Raises UserError for bad input, and Diverged when the loss is no longer finite.
+    A finished transfer is not run again: every artifact is found, and its MLflow run is left as it
+    is. `local`: in this process, without Ray. Raises UserError for bad input, and Diverged when the
+    loss is no longer finite.
     """
-    inputs = load_inputs(config)
+    prepared = Transfer.of(config)
     for path in (config.teacher, config.student):
         find_lm_head(path, trust_remote_code=config.trust_remote_code)
     check_writable(config.work)
-    with connect(config.cluster.address):
-        check_resources(config, cluster_resources())
-        return _run(Steps(config, inputs))
+    with contextlib.ExitStack() as stack:
+        if not local:
+            from semalign.engine.cluster import check_resources, cluster_resources, connect
+
+            stack.enter_context(connect(config.cluster.address))
+            check_resources(prepared.config, cluster_resources())
+        name = run_name(prepared.config)
+        run = stack.enter_context(recorded(config, key=prepared.key, name=name, local=local))
+        return _run(prepared, run, local)
 
 
-def _run(steps: Steps) -> Outcome:
-    config = steps.config
-    described = config.model_dump(mode="json", exclude={"cluster", "tracking", "workdir"})
-    key = content_key(steps.prints, described)
-    with recorded(config, key=key, name=run_name(config)) as run:
-        finished = run.is_finished()
-        if not finished:
-            recording.start(run, steps)
-        made = make(steps, run)
-        folder = made.folder
-        with steps.stage("evaluate") as notes:
-            evaluation = score(config, folder)
-            notes.append(f"{evaluation.generated} items generated")
-            notes.append(f"sandbox tier {recording.sandbox_tier(evaluation)}")
-        if not finished:
-            with steps.stage("record") as notes:
-                recording.finish(run, steps, made, evaluation)
-                notes.append(f"MLflow run {run.run_id}")
-    recording.show(config, evaluation, folder, run)
-    return Outcome(folder, run.run_id, evaluation)
+def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
+    config, timer = prepared.config, Timer()
+    workspace = Workspace(config.work)
+    finished = run.is_finished()
+    if not finished:
+        recording.start(run, prepared)
+    observe = recording.EpochRecorder(run)
+    with _executor(config, workspace, timer, observe, local) as executor:
+        recipe = make(prepared, executor)
+    folder = workspace.place(recipe.result)
+    recording.describe(folder, config)
+    candidates = [*base_candidates(prepared), transferred(prepared, folder)]
+    scored = score_candidates(config, candidates, local=local)
+    tier = recording.sandbox_tier(scored)
+    notes = [f"{scored.generated} items generated", f"sandbox tier {tier}"]
+    timer.report("evaluate", scored.seconds, notes)
+    recording.write_scores(folder, config, scored)
+    if not finished:
+        recording.finish(run, prepared, recipe, scored, timer)
+    recording.point_latest(folder)
+    recording.show(config, scored, folder, run)
+    return Outcome(folder, run.run_id, scored)
+
+
+@contextlib.contextmanager
+def _executor(
+    config: Config, workspace: Workspace, timer: Timer, observe: Observer, local: bool
+) -> Iterator[Executor]:
+    if local:
+        device = "cuda" if config.training.use_gpu or config.extraction.num_gpus else "cpu"
+        yield LocalExecutor(workspace, timer=timer, device=device, observe=observe)
+        return
+    from semalign.engine.executor import RayExecutor
+
+    with RayExecutor(config, workspace, timer=timer, observe=observe) as executor:
+        yield executor
+
+
+def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Recipe:
+    """Make everything of a transfer, or find it made; returns what there is.
+
+    `quiet`: the pairs are not printed.
+    """
+    make_all(executor, prepared.first)
+    recipe = prepared.recipe(executor.workspace)
+    for pair in () if quiet else recipe.pairs:
+        print(f"[pair] {prepared.config.pairing.strategy}; {pair}", flush=True)
+    make_all(executor, union(recipe.artifacts)[len(prepared.first) :])
+    return recipe
 
 
 def run_name(config: Config) -> str:
     """What is trained on, and how."""
     how = config.pairing.strategy if config.method == "semalign" else config.method
     return f"{config.data.task}-{how}"
-
-
-def score(config: Config, folder: Path) -> Evaluation:
-    """Score the student, the teacher and the transferred student."""
-    base = [
-        Candidate(name="student", model=config.student),
-        Candidate(name="teacher", model=config.teacher),
-    ]
-    return score_candidates(config, [*base, transferred(config, folder)])
-
-
-def transferred(config: Config, folder: Path) -> Candidate:
-    """What a transfer left in its folder, to be scored: an adapter, or a whole student.
-
-    LaTen's deltas are so small that only float32 keeps them.
-    """
-    if (student := folder / "student").exists():
-        dtype = "float32" if config.method == "laten" else None
-        return Candidate(name=TRANSFERRED, model=str(student), dtype=dtype)
-    return Candidate(name=TRANSFERRED, model=config.student, adapter=str(folder / "adapter"))

@@ -1,7 +1,7 @@
 """Train layer k alone, by LoRA or in full; save what was trained, load it, merge it.
 
 Layer numbers are 0-based. A LoRA is saved in the standard PEFT layout (plain peft and vLLM load
-it); a fully trained layer as its own weights beside a note of the model they belong to.
+it); a fully trained layer as its weights and a JSON file that names its base model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from semalign.models.loading import copy_companions, load_model
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
 _LAYER_WEIGHTS = "layer_weights.safetensors"
-_LAYER_NOTE = "layer_weights.json"
+_LAYER_CONFIG = "layer_weights.json"
 
 
 def lora_on_layers(
@@ -35,7 +35,7 @@ def lora_on_layers(
     target_modules: tuple[str, ...] | list[str] = LORA_TARGETS,
     seed: int = 0,
 ) -> PeftModel:
-    """Freeze the model and put LoRA on the linear modules of these layers alone.
+    """The model, frozen, with a trainable LoRA on the linear modules of these layers alone.
 
     **Arguments**: `alpha` defaults to 2 rank. The same seed gives the same initial adapter, and
     leaves torch's own random state alone.
@@ -73,7 +73,7 @@ def lora_on_layers(
 
 
 def full_layers(model: nn.Module, layers: list[int]) -> nn.Module:
-    """Freeze the model but all parameters of these layers; returns the same model."""
+    """The same model, frozen except for all parameters of these layers."""
     decoder = find_decoder(model)
     model.requires_grad_(False)
     for layer in layers:
@@ -91,7 +91,7 @@ def _check_layer(layer: int, num_layers: int) -> None:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trainable parameters by name, on the CPU: what a checkpoint has to hold."""
+    """Copies of the trainable parameters by name, on the CPU, for a checkpoint."""
     return {
         name: parameter.detach().cpu().clone()
         for name, parameter in model.named_parameters()
@@ -118,17 +118,17 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def save_adapter(model: nn.Module, path: str | Path, base_path: str | Path) -> None:
-    """Save what was trained into the folder `path`, naming `base_path` as the model it belongs to.
+    """Save the trained weights into the folder `path`, with `base_path` as their base model.
 
     LoRA: adapter_config.json and adapter_model.safetensors. Full layers: layer_weights.safetensors
-    and layer_weights.json. The bytes depend on nothing but the weights and the settings.
+    and layer_weights.json. The bytes depend only on the weights and the settings.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
         save_file(trainable_state(model), path / _LAYER_WEIGHTS, metadata={"format": "pt"})
-        note = {"base_model_name_or_path": str(base_path)}
-        (path / _LAYER_NOTE).write_text(json.dumps(note, indent=2) + "\n")
+        config = {"base_model_name_or_path": str(base_path)}
+        (path / _LAYER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         return
     model.peft_config["default"].base_model_name_or_path = str(base_path)
     model.save_pretrained(str(path), save_embedding_layers=False)
@@ -140,7 +140,7 @@ def save_adapter(model: nn.Module, path: str | Path, base_path: str | Path) -> N
 
 
 def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
-    """Put a saved adapter onto its base model (in memory), frozen, ready to run.
+    """The base model with a saved adapter, frozen.
 
     **Raises** `UserError` if the folder holds no adapter, or one of another model's shapes.
     """
@@ -152,7 +152,9 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"adapter '{path}' does not fit the model: {reason}") from error
     if not (path / _LAYER_WEIGHTS).is_file():
-        raise UserError(f"'{path}' holds no adapter: neither adapter_config.json nor {_LAYER_NOTE}")
+        raise UserError(
+            f"'{path}' holds no adapter: neither adapter_config.json nor {_LAYER_CONFIG}"
+        )
     weights = load_file(path / _LAYER_WEIGHTS)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -172,8 +174,8 @@ def merge_adapter(
 ) -> None:
     """Write base + adapter as an ordinary Hugging Face checkpoint, tokenizer included.
 
-    float32 by default: merged in bfloat16 the weights are rounded once more, and the merged model
-    no longer says exactly what base and adapter say at run time.
+    float32 by default: merged in bfloat16 the weights are rounded once more, and the outputs of the
+    merged model differ from those of base and adapter.
     """
     adapted: Any = load_adapter(load_model(base_path, dtype=dtype), adapter_path)
     if isinstance(adapted, PeftModel):

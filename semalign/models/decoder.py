@@ -1,4 +1,4 @@
-"""Where a decoder keeps its layers, and how to look at and restart its forward pass.
+"""A decoder's layers: find them, capture what they compute, run them, verify their structure.
 
 Two families share the shape `x = x + attn(..); x = x + mlp(..)` found here:
   pre-norm (Llama, Mistral, Qwen2, Qwen3, Gemma): the sublayer outputs are those of
@@ -24,7 +24,7 @@ from semalign.errors import UserError, nearest
 INTERFACES = ("block", "attn", "mlp")
 
 # The norm between a sublayer and its residual addition. `post_attention_layernorm` alone is the
-# norm BEFORE the MLP in pre-norm families, so it counts only beside `post_feedforward_layernorm`.
+# norm BEFORE the MLP in pre-norm families, so it counts only with `post_feedforward_layernorm`.
 _POST_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
@@ -32,10 +32,10 @@ _POST_NORMS = (
 
 
 class PassThrough(nn.Module):
-    """Stands in for a layer without its cost: no parameters, hands its input on.
+    """Replaces a layer: returns its input, and has no parameters.
 
-    Keeps the plain attributes of the layer (such as Qwen2's `attention_type`) that a model reads
-    while it walks through its layers.
+    It keeps the plain attributes of the layer (such as Qwen2's `attention_type`) that a model reads
+    in its loop over the layers.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -62,7 +62,7 @@ class Decoder:
 
 
 def find_decoder(model: nn.Module) -> Decoder:
-    """Find the decoder of a causal language model by structure, inside a PEFT wrapper too.
+    """The decoder of a causal language model, found by structure, inside a PEFT wrapper too.
 
     **Raises** `UserError` if there is no LM head, or no single stack of layers with
     `self_attn.o_proj` and `mlp` between `embed_tokens` and `norm`.
@@ -109,8 +109,8 @@ def _has_sublayers(layer: nn.Module) -> bool:
 def sublayer(layer: nn.Module, interface: str) -> nn.Module:
     """The module whose output tensor (B, T, D) is that of the interface, before residual addition.
 
-    `block` is the whole layer (its output includes the residual stream). Look it up after an
-    adapter is put in, not before: PEFT replaces modules.
+    `block` is the whole layer (its output includes the residual stream). Call this after an adapter
+    is added, not before: PEFT replaces modules.
     """
     if interface == "block":
         return layer
@@ -129,9 +129,9 @@ def capture(
     """Within the context, every forward pass fills the dict: {(layer, interface): (B, T, D)}.
 
     Interfaces: `block`, `attn`, `mlp` (outputs, see `sublayer`), `input` (the block's input) and,
-    of the last layer, `final` (what the last norm makes of its output: what the LM head reads).
+    of the last layer, `final` (its output after the last norm, which is the LM head's input).
     The tensors stay in the autograd graph. No hook survives the context, even after an exception.
-    To stop early, load the model with `num_layers = deepest + 1` and call `run_base`.
+    `partial.stopping_after` and `load_model(num_layers=..)` spare the layers that are not needed.
     """
     captured: dict[tuple[int, str], Tensor] = {}
     with ExitStack() as hooks:
@@ -142,13 +142,13 @@ def capture(
                     _record_input(captured, key), with_kwargs=True
                 )
             else:
-                module = _speaker(decoder, layer, interface)
+                module = _captured_module(decoder, layer, interface)
                 handle = module.register_forward_hook(_record_output(captured, key))
             hooks.callback(handle.remove)
         yield captured
 
 
-def _speaker(decoder: Decoder, layer: int, interface: str) -> nn.Module:
+def _captured_module(decoder: Decoder, layer: int, interface: str) -> nn.Module:
     """The module whose output is that of the interface."""
     if interface != "final":
         return sublayer(decoder.layers[layer], interface)
@@ -188,7 +188,7 @@ def run_base(decoder: Decoder, ids: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def to_device_of(module: nn.Module, x: Tensor) -> Tensor:
-    """x on the module's device. Offloaded weights are on `meta`: there accelerate moves inputs."""
+    """x on the module's device. Offloaded weights are on `meta`: accelerate then moves inputs."""
     device = next(module.parameters()).device
     return x if device.type == "meta" else x.to(device)
 
@@ -206,9 +206,9 @@ def capped(scores: Tensor, softcap: float | None) -> Tensor:
 
 @torch.no_grad()
 def verify_structure(decoder: Decoder) -> None:
-    """One forward pass of 4 tokens: block_in + attn + mlp = block_out, LM head gives the logits.
+    """Check on 4 tokens that block_in + attn + mlp = block_out and that the LM head gives logits.
 
-    **Raises** `UserError` if the model's layers do anything else (such as scaling the residual).
+    **Raises** `UserError` if they do not (a scaled residual, for example).
     """
     name = type(decoder.base).__name__
     ids = torch.arange(1, 5)[None] % decoder.lm_head.weight.shape[0]

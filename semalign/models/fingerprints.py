@@ -1,67 +1,173 @@
-"""Content hashes of models and tokenizers."""
+"""Content hashes of models, tokenizers and files.
+
+Each returns a SHA-256 in hex. `cache` is a folder that keeps the digests of files between
+processes: a file is read again only when its size, modification time or inode has changed. Within a
+process digests are kept in memory by the same rule.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import tempfile
+from contextlib import suppress
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from semalign.errors import UserError
 from semalign.models.loading import resolve
 
+_State = tuple[int, int, int]  # size in bytes, modification time in ns, inode
+
 _VOLATILE_KEYS = {"transformers_version", "_name_or_path", "name_or_path"}
+# Every file from which transformers 5 makes a tokenizer, remote code included.
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
+    "tokenizer*.json",  # tokenizer_config.json, versioned tokenizer.4.0.0.json
+    "tokenizer.model*",  # tokenizer.model.v3
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "vocab*.json",
+    "*_vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "dict.txt",
+    "bpe.codes",
+    "tekken.json",
+    "normalizer.json",
+    "byte_maps.json",
+    "emoji.json",
+    "word_*.json",
+    "*.model",  # SentencePiece: spiece.model, sentencepiece.bpe.model; tiktoken.model
+    "*.spm",
+    "*.tiktoken",
+    "prophetnet.tokenizer",
+    "tokenization_*.py",
+)
+_TEMPLATE_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*",
+    "chat_templates/*",
 )
 
 
-def model_fingerprint(path: str | Path) -> str:
-    """SHA-256 of the configuration (without volatile keys) and of all weight files, as hex.
+def model_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
+    """The SHA-256 of a model's configuration (without volatile keys), code and weight files.
 
-    Reads every byte once per process and file version: about a minute for 26 GB.
+    Reading takes about a minute for 26 GB. **Raises** `UserError` if the folder has no weights.
     """
     folder = resolve(path)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"model folder '{folder}' holds no *.safetensors weights")
-    return _fingerprint(folder, ("config.json", *(file.name for file in weights)))
+    code = sorted(set(folder.glob("*.py")) - set(folder.glob("tokenization_*.py")))
+    return _fingerprint(folder, [folder / "config.json", *code, *weights], cache)
 
 
-def tokenizer_fingerprint(path: str | Path) -> str:
-    """SHA-256 of the tokenizer's files, as hex: equal fingerprints give equal token ids."""
+def tokenizer_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
+    """The SHA-256 of the files that decide token ids: equal fingerprints give equal token ids.
+
+    The chat template is no part of it. **Raises** `UserError` if the folder has no tokenizer.
+    """
     folder = resolve(path)
-    names = tuple(name for name in _TOKENIZER_FILES if (folder / name).is_file())
-    if not names:
+    files = _matching(folder, _TOKENIZER_FILES)
+    if not files:
         raise UserError(f"folder '{folder}' holds no tokenizer files")
-    return _fingerprint(folder, names)
+    return _fingerprint(folder, files, cache)
 
 
-def _fingerprint(folder: Path, names: tuple[str, ...]) -> str:
-    digest = sha256()
-    for name in names:
-        stat = (folder / name).stat()
-        content = _file_digest(folder / name, stat.st_size, stat.st_mtime_ns)
-        digest.update(f"{name}:{content}\n".encode())
+def serving_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
+    """The SHA-256 of the chat templates and stop ids, which with the weights, the configuration and
+    the tokenizer decide what an engine generates.
+
+    Templates are those of tokenizer_config.json and of files of their own; stop ids are
+    `eos_token_id` of generation_config.json.
+    """
+    folder = resolve(path, weights=False)
+    stop_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+    content = {
+        "chat_template": _read_json(folder / "tokenizer_config.json").get("chat_template"),
+        "files": _fingerprint(folder, _matching(folder, _TEMPLATE_FILES), cache),
+        "stop_ids": sorted(stop_ids) if isinstance(stop_ids, list) else [stop_ids],
+    }
+    return _json_digest(content)
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def _fingerprint(folder: Path, files: list[Path], cache: Path | None) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder)}:{_content_digest(file, cache)}\n".encode())
     return digest.hexdigest()
+
+
+def _content_digest(file: Path, cache: Path | None) -> str:
+    """The digest of one file; of configurations in canonical form, without what has no effect."""
+    if file.name == "config.json":
+        ignored = _VOLATILE_KEYS
+    elif file.name == "tokenizer_config.json":
+        ignored = _VOLATILE_KEYS | {"chat_template"}
+    else:
+        return file_digest(file, cache=cache)
+    return _json_digest({k: v for k, v in _read_json(file).items() if k not in ignored})
+
+
+def _json_digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def file_digest(file: str | Path, *, cache: Path | None = None) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    file = Path(file).resolve()
+    found = file.stat()
+    return _file_digest(file, (found.st_size, found.st_mtime_ns, found.st_ino), cache)
 
 
 @lru_cache(maxsize=4096)
-def _file_digest(file: Path, _size: int, _mtime_ns: int) -> str:
-    """Digest of one file; JSON configurations canonically and without their volatile keys."""
-    digest = sha256()
-    if file.name in ("config.json", "tokenizer_config.json"):
-        content = json.loads(file.read_text())
-        stable = {key: value for key, value in content.items() if key not in _VOLATILE_KEYS}
-        digest.update(json.dumps(stable, sort_keys=True).encode())
-        return digest.hexdigest()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+def _file_digest(file: Path, state: _State, cache: Path | None) -> str:
+    if cache is None:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    entry = cache / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
+    key = {"path": str(file), **dict(zip(("size", "mtime_ns", "inode"), state, strict=True))}
+    digest = _cached_digest(entry, key)
+    if digest is None:
+        digest = _file_digest(file, state, None)
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            _write_entry(entry, {**key, "sha256": digest})
+    return digest
+
+
+def _cached_digest(entry: Path, key: dict[str, Any]) -> str | None:
+    """The digest in a cache entry; None where it is missing, damaged or of another file state."""
+    try:
+        found = json.loads(entry.read_text(encoding="utf-8"))
+        digest = found.pop("sha256")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    whole = isinstance(digest, str) and len(digest) == hashlib.sha256().digest_size * 2
+    return digest if whole and found == key else None
+
+
+def _write_entry(entry: Path, content: dict[str, Any]) -> None:
+    """Write under another name and rename: other processes see the old entry or the new one."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=f".{entry.stem}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+        Path(temporary).replace(entry)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

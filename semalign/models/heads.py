@@ -1,4 +1,4 @@
-"""An LM head's weight by itself: the semantic bases need nothing else of a model."""
+"""Read an LM head's weight without loading the model: semantic bases need nothing else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 
 def read_lm_head(path: str, *, trust_remote_code: bool = False) -> Tensor:
-    """(V, D), in the checkpoint's dtype; the input embedding where the two are tied.
+    """The weight of the LM head (V, D), in the checkpoint's dtype; of tied ones the embedding's.
 
-    Reads that one tensor from the safetensors files. Raises UserError when there is none.
+    Reads that one tensor from the safetensors files. **Raises** `UserError` if there is none.
     """
     file, name = find_lm_head(path, trust_remote_code=trust_remote_code)
     with safe_open(str(file), framework="pt") as handle:
@@ -25,9 +25,9 @@ def read_lm_head(path: str, *, trust_remote_code: bool = False) -> Tensor:
 
 
 def find_lm_head(path: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
-    """The file and the name of the LM head's weight; reads headers only.
+    """The file and the tensor name of the LM head's weight; reads headers only.
 
-    Raises UserError when the checkpoint has none.
+    **Raises** `UserError` if the checkpoint has none.
     """
     config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
     folder = resolve(path)

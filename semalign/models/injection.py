@@ -1,9 +1,9 @@
-"""Given low-rank factors put into a student as adapters, so that training starts from them.
+"""Adapters that start from given low-rank factors.
 
-Of each adapted matrix the student says W x + B A x - B0 A0 x, where (B0, A0) are the given factors
-and (B, A), which start there, are trained: it starts as itself, and W is never touched. A factor
-pair of a matrix n x m is B (n, r) and A (r, m); of an embedding, whose weight is V x D, it is that
-of the transpose: B (D, r) and A (r, V).
+An adapted matrix computes W x + B A x - B0 A0 x, where (B0, A0) are the given factors and (B, A),
+which start equal to them, are trained: it starts as W, and W does not change. The factors of a
+matrix n x m are B (n, r) and A (r, m); of an embedding, whose weight is V x D, they are those of
+the transpose: B (D, r) and A (r, V).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from semalign.models.decoder import find_decoder
 from semalign.models.loading import copy_companions
 from semalign.models.shapes import skeleton
 
-Pair = tuple[Tensor, Tensor]
+FactorPair = tuple[Tensor, Tensor]  # (B, A)
 Site = tuple[int | None, str]
 
 VOCABULARY = ("embed_tokens", "lm_head")
 _TRAINED, _ORIGIN = "default", "origin"
 
 
-class Given(Protocol):
-    """Factors (B, A) by module path, and the whole blocks (as weights) where those are kept."""
+class LowRankFactors(Protocol):
+    """Factors (B, A) by module path, and the blocks they approximate (as weights) where kept."""
 
     @property
-    def pairs(self) -> Mapping[str, Pair]: ...
+    def pairs(self) -> Mapping[str, FactorPair]: ...
 
     @property
     def blocks(self) -> Mapping[str, Tensor]: ...
@@ -47,10 +47,12 @@ class Given(Protocol):
 def find_modules(
     model: nn.Module, names: Iterable[str], *, layers: int | None = None
 ) -> dict[Site, str]:
-    """{(layer, name within it): path in the model} of the linear modules so called in the first
-    `layers` decoder layers (default: all); of `embed_tokens` and `lm_head` the layer is None.
+    """The linear modules of these names, as {(layer, name in the layer): path in the model}.
 
-    **Raises** `UserError` for a name that is nowhere, or missing in one of the layers.
+    **Arguments**: `layers` is the number of decoder layers to search, from the first (default:
+    all). The layer of `embed_tokens` and of `lm_head` is None.
+
+    **Raises** `UserError` if one of the layers has no module of a name.
     """
     decoder = find_decoder(model)
     paths = {module: path for path, module in model.named_modules()}
@@ -80,7 +82,7 @@ def count_trainable(
     layers: int | None = None,
     trust_remote_code: bool = False,
 ) -> int:
-    """Trained parameters of such a student: sum of r (n + m), r clipped at min(n, m). From shapes.
+    """The number of trained parameters: the sum of r (n + m), r at most min(n, m), from shapes.
 
     41,132,032 for all nine modules of Llama-2-7B at rank 16; 23,855,104 for up, down, v and o.
     """
@@ -93,26 +95,26 @@ def count_trainable(
 
 
 def inject(
-    model: nn.Module, factors: Given, *, dropout: float = 0.0, subtract: str = "low_rank"
+    model: nn.Module, factors: LowRankFactors, *, dropout: float = 0.0, subtract: str = "low_rank"
 ) -> PeftModel:
-    """Freeze the model and start a LoRA from `factors`; dropout falls on the trained branch alone.
+    """The model, frozen, with a LoRA that starts from `factors`; dropout is on the trained branch.
 
-    `low_rank` (the authors' code): a frozen adapter of (-B0, A0) beside the trained one, so that
-    the model starts as itself. It is exact up to rounding, with tied embeddings too, where the
-    authors' W - B0 A0 + BA would change both uses of the one weight. `block` (SemAlign's appendix
-    B.1): W itself is lowered, in its dtype, by the block that the factors come from; the model
-    starts as another, and embeddings that are tied and lowered are untied.
+    `subtract="low_rank"` (the authors' code) adds a second, frozen adapter (-B0, A0), so that the
+    model starts as itself. This is exact up to rounding, with tied embeddings too, where the
+    authors' W - B0 A0 + BA would change both uses of the one weight. `subtract="block"` (SemAlign's
+    appendix B.1) subtracts from W, in its dtype, the block that the factors come from: the model
+    starts as another one, and tied embeddings that change are untied.
 
     Trained and frozen factors are float32. Cost: two branches of rank r a module, 4 r (n + m)
-    operations a token. As in PEFT, an embedding's branch knows no dropout.
+    operations a token. As in PEFT, an embedding's branch has no dropout.
 
-    **Raises** `UserError` if the factors are not of this model's modules and shapes, or if `block`
-    is asked for and they hold no blocks.
+    **Raises** `UserError` if the factors do not fit the model's modules and shapes, or hold no
+    blocks that `subtract="block"` needs.
     """
     _check_fit(model, factors, subtract)
     model.requires_grad_(False)
     if subtract == "block":
-        _lower(model, factors.blocks)
+        _subtract_blocks(model, factors.blocks)
     ranks = {path: a.shape[0] for path, (_, a) in factors.pairs.items()}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message=r"[\s\S]*tie_word_embeddings")  # never merged
@@ -129,7 +131,7 @@ def inject(
     return adapted
 
 
-def _check_fit(model: nn.Module, factors: Given, subtract: str) -> None:
+def _check_fit(model: nn.Module, factors: LowRankFactors, subtract: str) -> None:
     if subtract not in ("low_rank", "block"):
         choice = nearest(subtract, ("low_rank", "block"))
         raise UserError(f"seeking.subtract={subtract!r}: {choice}")
@@ -152,7 +154,7 @@ def _check_fit(model: nn.Module, factors: Given, subtract: str) -> None:
 
 
 @torch.no_grad()
-def _lower(model: nn.Module, blocks: Mapping[str, Tensor]) -> None:
+def _subtract_blocks(model: nn.Module, blocks: Mapping[str, Tensor]) -> None:
     decoder = find_decoder(model)
     vocabulary = any(path.split(".")[-1] in VOCABULARY for path in blocks)
     if vocabulary and decoder.lm_head.weight is decoder.embed.weight:
@@ -165,7 +167,7 @@ def _lower(model: nn.Module, blocks: Mapping[str, Tensor]) -> None:
 
 
 def _lora_config(ranks: Mapping[str, int], dropout: float) -> LoraConfig:
-    """Scale 1 everywhere; a rank that a small matrix clips has its own entry."""
+    """A configuration of scale 1; matrices too small for the common rank have their own entry."""
     rank = max(ranks.values())
     clipped = {path: own for path, own in ranks.items() if own != rank}
     return LoraConfig(
@@ -186,14 +188,14 @@ def _adapted_modules(model: PeftModel) -> dict[str, Any]:
     return {path: module for path, module in named if isinstance(module, LoraLayer)}
 
 
-def _factors(module: Any, adapter: str) -> Pair:
+def _factors(module: Any, adapter: str) -> FactorPair:
     if adapter in module.lora_embedding_A:
         return module.lora_embedding_B[adapter], module.lora_embedding_A[adapter]
     return module.lora_B[adapter].weight, module.lora_A[adapter].weight
 
 
 @torch.no_grad()
-def _fill(model: PeftModel, adapter: str, pairs: Mapping[str, Pair], *, sign: int) -> None:
+def _fill(model: PeftModel, adapter: str, pairs: Mapping[str, FactorPair], *, sign: int) -> None:
     modules = _adapted_modules(model)
     for path, (b, a) in pairs.items():
         own_b, own_a = _factors(modules[path], adapter)
@@ -202,8 +204,9 @@ def _fill(model: PeftModel, adapter: str, pairs: Mapping[str, Pair], *, sign: in
 
 
 def exports_adapter(model: PeftModel) -> bool:
-    """Whether what was injected can be said by a LoRA beside the base model, as vLLM serves it:
-    `save_injected` then, else `save_merged`.
+    """Whether the model is its base and one LoRA, as vLLM serves it.
+
+    If so, `save_injected` saves it; otherwise `save_merged` does.
     """
     leaves = {path.split(".")[-1] for path in _adapted_modules(model)}
     return _ORIGIN in model.peft_config and leaves.isdisjoint(VOCABULARY)
@@ -211,11 +214,11 @@ def exports_adapter(model: PeftModel) -> bool:
 
 @torch.no_grad()
 def save_injected(model: PeftModel, path: str | Path, base_path: str | Path) -> None:
-    """BA - B0 A0 as one PEFT adapter of rank 2r in the folder `path`: [B, -B0] and [A; A0].
+    """Save BA - B0 A0 as one PEFT adapter of rank 2r in the folder `path`: [B, -B0] and [A; A0].
 
-    Plain peft and vLLM load it; the bytes depend on nothing but the weights and the settings.
+    Plain peft and vLLM load it; the bytes depend only on the weights and the settings.
 
-    **Raises** `UserError` if no adapter can say it (see `exports_adapter`).
+    **Raises** `UserError` if one adapter does not hold the model (see `exports_adapter`).
     """
     if not exports_adapter(model):
         raise UserError(
@@ -235,17 +238,18 @@ def save_injected(model: PeftModel, path: str | Path, base_path: str | Path) -> 
     config.base_model_name_or_path, config.inference_mode = str(base_path), True
     config.save_pretrained(str(path))
     file = path / "adapter_config.json"
-    said = json.loads(file.read_text())
-    said["target_modules"] = sorted(said["target_modules"])  # PEFT keeps a set: any order
-    file.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+    saved = json.loads(file.read_text())
+    saved["target_modules"] = sorted(saved["target_modules"])  # PEFT keeps a set: any order
+    file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()
 def save_merged(model: PeftModel, path: str | Path, base_path: str | Path) -> None:
-    """What the injected model says as an ordinary float32 checkpoint, with the base's tokenizer.
+    """Save the injected model as an ordinary float32 checkpoint, with the base's tokenizer.
 
-    W + (BA - B0 A0), of the weights in memory: untrained, it is W to the bit. Tied embeddings of
-    which one was adapted come out untied. Memory: one float32 copy of the model on the CPU.
+    Its weights are W + (BA - B0 A0), of those in memory: before training, W to the bit. Tied
+    embeddings of which one is adapted are saved untied. Memory: one float32 copy of the model on
+    the CPU.
     """
     base: Any = model.get_base_model()
     modules = _adapted_modules(model)

@@ -1,4 +1,4 @@
-"""Load models and tokenizers, fingerprint them by their content, match their vocabularies."""
+"""Load models, configurations and tokenizers, from the model zoo, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers  # its models, a matter of seconds, are imported when one is made
+import transformers  # lazy: a model's classes, which take seconds, come with its first use
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -25,10 +25,11 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 
 def resolve(path: str | Path, *, weights: bool = True) -> Path:
-    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded,
-    without `weights` its configuration and tokenizer alone).
+    """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded).
 
-    **Raises** `UserError` if there is no such folder and no hub answers with such a model.
+    **Arguments**: without `weights`, only configuration and tokenizer are downloaded.
+
+    **Raises** `UserError` if there is no such folder and the hub has no such model.
     """
     name = str(path)
     if name.startswith("zoo/"):
@@ -55,7 +56,7 @@ def _download(hub_id: str, weights: bool) -> Path:
         skip.append("*.safetensors")
     try:
         found = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=skip)
-    except Exception as error:  # offline, unknown, gated, no disk: all end the same for the user
+    except Exception as error:  # offline, unknown, gated, no disk: one message for all
         raise UserError(
             f"model '{hub_id}' is neither an existing folder nor available from the model hub "
             f"({type(error).__name__})"
@@ -75,6 +76,18 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise UserError(f"{folder}/config.json cannot be used: {_first_line(error)}") from error
 
 
+def attention_implementation(config: Any) -> str | None:
+    """The fastest attention that computes what the configuration asks for: `eager` or transformers'
+    own choice (None), which is `sdpa` where the architecture supports it.
+
+    PyTorch's fused attention has no soft cap on logits (Gemma2, VaultGemma): with it transformers
+    leaves the cap out without an error. Attention sinks (gpt-oss) need no rule of ours: their
+    architectures refuse `sdpa`, and transformers then chooses `eager`.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if capped else None
+
+
 def load_model(
     path: str | Path,
     *,
@@ -82,14 +95,15 @@ def load_model(
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     num_layers: int | None = None,
-    attn: str = "sdpa",
+    attn: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """A causal language model in evaluation mode, all parameters frozen.
 
     **Arguments**: `device` puts the whole model there; `device_map="auto"` spreads it over the
-    devices instead. `num_layers` keeps the first so many layers (0-based layers 0..num_layers-1);
-    the weights of deeper ones are never read.
+    devices instead. `num_layers` keeps the first layers (0..num_layers-1, 0-based); the weights
+    of deeper ones are never read. `attn` is transformers' attention implementation
+    (default: `attention_implementation` of the configuration).
 
     **Raises** `UserError` for a missing model, an unknown dtype, weights that are absent from the
     checkpoint (such as a missing LM head), or an architecture that is no causal language model.
@@ -108,7 +122,7 @@ def load_model(
             config=config,
             dtype=_DTYPES[dtype],
             device_map=device_map,
-            attn_implementation=attn,
+            attn_implementation=attn or attention_implementation(config),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
             trust_remote_code=trust_remote_code,
@@ -125,7 +139,7 @@ def load_model(
 
 
 def _check_complete(path: str | Path, info: dict[str, Any]) -> None:
-    """Refuse what transformers would fill with random weights."""
+    """Raise `UserError` where transformers would fill in random weights."""
     if absent := sorted(info["missing_keys"]):
         raise UserError(
             f"model '{path}' is no complete causal language model: its checkpoint lacks {absent[0]}"
@@ -172,7 +186,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def copy_companions(base: str | Path, out: str | Path) -> None:
-    """Copy what a checkpoint has beside weights and configuration: the tokenizer's files."""
+    """Copy the files of a checkpoint other than weights and configuration: the tokenizer's."""
     for file in resolve(base).iterdir():
         written = file.suffix in _WEIGHT_FILES or file.name.startswith(_WRITTEN_ANEW)
         if file.is_file() and not written:

@@ -1,4 +1,4 @@
-"""Running a part of a decoder: from layer k on, or up to layer k."""
+"""Run a part of a decoder: from layer k on, or up to layer k."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from semalign.models.decoder import Decoder, PassThrough, to_device_of
 def resume_from(decoder: Decoder, k: int, hidden: Tensor) -> Iterator[None]:
     """Within the context the decoder skips layers < k, and layer k receives `hidden` (B, T, D).
 
-    The model's own forward pass makes masks, positions and rotary embeddings, so nothing is
-    written twice and every architecture keeps its ways; layer indices stay what they are.
+    The model's own forward pass makes masks, positions and rotary embeddings, so that every
+    architecture's rules apply. Layer indices do not change.
     """
-    skipped = list(decoder.layers[:k])
 
     def replace_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
@@ -30,12 +29,33 @@ def resume_from(decoder: Decoder, k: int, hidden: Tensor) -> Iterator[None]:
         replace_input, with_kwargs=True, prepend=True
     )
     try:
-        for index, layer in enumerate(skipped):
+        with _passed_through(decoder, range(k)):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def stopping_after(decoder: Decoder, layer: int) -> Iterator[None]:
+    """Within the context `run_base` computes layers 0..layer alone, as if the model had no others.
+
+    What is captured, and what `run_base` returns, is equal to the bit to that of the model loaded
+    with `num_layers = layer + 1`. Deeper layers are put back at the end, even after an exception.
+    """
+    with _passed_through(decoder, range(layer + 1, len(decoder.layers))):
+        yield
+
+
+@contextmanager
+def _passed_through(decoder: Decoder, indices: range) -> Iterator[None]:
+    """Within the context the layers of these indices return their input."""
+    replaced = {index: decoder.layers[index] for index in indices}
+    try:
+        for index, layer in replaced.items():
             decoder.layers[index] = PassThrough(layer)
         yield
     finally:
-        handle.remove()
-        for index, layer in enumerate(skipped):
+        for index, layer in replaced.items():
             decoder.layers[index] = layer
 
 
@@ -52,10 +72,10 @@ def run_from(decoder: Decoder, k: int, hidden: Tensor, attention_mask: Tensor) -
 
 
 def drop_prefix(decoder: Decoder, k: int, *, keep_embedding: bool = False) -> Decoder:
-    """Free the weights of layers < k and of the embedding; `run_from` layer k still works.
+    """The decoder without the weights of layers < k and of the embedding, for `run_from` layer k.
 
-    A tied LM head keeps the embedding's weight alive. Returns the decoder as it is now; the model
-    itself is changed, and `run_base` no longer works on it.
+    The model itself is changed: `run_base` no longer works on it. A tied LM head keeps the
+    embedding's weight in memory.
     """
     for index in range(k):
         decoder.layers[index] = PassThrough(decoder.layers[index])
@@ -66,8 +86,9 @@ def drop_prefix(decoder: Decoder, k: int, *, keep_embedding: bool = False) -> De
 
 
 def drop_suffix(decoder: Decoder, k: int) -> None:
-    """Free the weights of layers > k: what layer k and those below say stays as it is, the final
-    hidden states do not.
+    """Free the weights of layers > k.
+
+    The outputs of layers <= k stay the same, the final hidden states do not.
     """
     for index in range(k + 1, len(decoder.layers)):
         decoder.layers[index] = PassThrough(decoder.layers[index])

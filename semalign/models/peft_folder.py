@@ -1,4 +1,4 @@
-"""A LoRA in PEFT's layout on disk, looked at without loading a model's weights."""
+"""Read and check a saved LoRA in PEFT's layout without loading a model's weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter's configuration; UserError when vLLM could not serve it beside its base."""
+    """The adapter's configuration. **Raises** `UserError` if vLLM cannot serve the adapter."""
     for name in (_CONFIG, _WEIGHTS):
         if not (Path(folder) / name).is_file():
             raise UserError(f"adapter {folder}: no {name}; expected a folder in PEFT's layout")
@@ -30,7 +30,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
-    """SHA-256 of the weights and of the configuration, but for where its base lies."""
+    """The SHA-256, in hex, of the weights and of the configuration without the base's path."""
     config = adapter_config(folder)
     config.pop("base_model_name_or_path", None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -39,18 +39,22 @@ def adapter_fingerprint(folder: str | Path) -> str:
 
 
 def adapter_rank(folder: str | Path) -> int:
-    """The rank an engine must make room for."""
+    """The largest rank of the adapter's modules, for which an engine reserves memory."""
     config = adapter_config(folder)
     return max([config["r"], *(config.get("rank_pattern") or {}).values()])
 
 
 def check_adapter(
-    folder: str | Path, model: str | Path, *, trust_remote_code: bool = False
+    folder: str | Path,
+    model: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    cache: Path | None = None,
 ) -> None:
-    """Raise UserError when the adapter is not one of this model.
+    """Check that the adapter belongs to this model; `cache` as for `model_fingerprint`.
 
-    Its modules must be there in its shapes; and the base it names, where that is a model on this
-    machine, must have this model's weights.
+    **Raises** `UserError` if the model lacks one of the adapter's modules or has it in another
+    shape, or if the base that the adapter names is on this machine and has other weights.
     """
     config = adapter_config(folder)
     base = str(config.get("base_model_name_or_path"))
@@ -58,18 +62,18 @@ def check_adapter(
     with safe_open(Path(folder) / _WEIGHTS, framework="pt") as weights:
         for name in weights.keys():  # noqa: SIM118 -- not a mapping
             module = name.removeprefix("base_model.model.").partition(".lora_")[0]
-            wide = shapes.get(module)
-            if wide is None:
+            shape = shapes.get(module)
+            if shape is None:
                 raise UserError(f"adapter {folder}: {model} has no {module}; it is one of {base}")
             size = weights.get_slice(name).get_shape()
-            fits = {_LORA_A: size[-1] == wide[1], _LORA_B: size[0] == wide[0]}
+            fits = {_LORA_A: size[-1] == shape[1], _LORA_B: size[0] == shape[0]}
             if not fits.get(name[-len(_LORA_A) :], True):
                 raise UserError(
                     f"adapter {folder}: its {module} is for another size than {model}'s, which is "
-                    f"{wide[0]} x {wide[1]}; it is one of {base}"
+                    f"{shape[0]} x {shape[1]}; it is one of {base}"
                 )
-    here = base.startswith("zoo/") or (Path(base) / "config.json").is_file()
-    if here and model_fingerprint(base) != model_fingerprint(model):
+    local = base.startswith("zoo/") or (Path(base) / "config.json").is_file()
+    if local and model_fingerprint(base, cache=cache) != model_fingerprint(model, cache=cache):
         raise UserError(f"adapter {folder}: made for {base}, whose weights {model} has not")
 
 

@@ -1,4 +1,4 @@
-"""The shapes of the paper's models (Table 3), to plan with where the models are not at hand.
+"""The shapes of the paper's models (Table 3), for plans where the models are not available.
 
 Head and layer numbers, widths and vocabularies are the table's; MLP widths and rotary bases those
 of the models' published configurations.
@@ -39,7 +39,7 @@ STAND_IN = "zoo/student"  # whose tokenizer counts the tokens
 
 
 def absent(path: str) -> bool:
-    """Whether this is one of the paper's models, and not to be had here. Reads no weights."""
+    """Whether this is one of the paper's models and is not available here. Reads no weights."""
     if path not in SHAPES:
         return False
     try:
@@ -50,10 +50,10 @@ def absent(path: str) -> bool:
 
 
 def stand_in(teacher: Any, student: Any) -> tuple[Any, Overlap]:
-    """A tokenizer to count tokens with, and the overlap of vocabularies that share their ids."""
+    """A tokenizer that counts tokens, and the overlap of two vocabularies with the same ids."""
     return load_tokenizer(STAND_IN), shared_rows(student.vocab_size, teacher.vocab_size)
 
 
 def published_config(path: str) -> transformers.LlamaConfig:
-    """The configuration of one of the paper's models. Raises KeyError for any other."""
+    """The configuration of one of the paper's models. **Raises** `KeyError` for any other."""
     return transformers.LlamaConfig(**SHAPES[path])

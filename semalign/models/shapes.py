@@ -1,8 +1,9 @@
-"""A model's names and shapes, from its configuration alone."""
+"""The names and shapes of a model's parameters, from its configuration alone."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 import transformers
 from torch import nn
 
+from semalign.models.decoder import find_decoder
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one number
+
 
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
     """The model of a Hugging Face configuration on the meta device: no weights.
 
-    Equal configurations are given the same model, which is not to be changed: a large one takes a
+    Equal configurations share one model, which must not be changed: making a large one takes a
     second.
     """
     kind: Any = type(config)
@@ -28,3 +33,39 @@ def _skeleton(kind: Any, content: str, trust_remote_code: bool) -> nn.Module:
         return transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=trust_remote_code
         )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of weights: of one layer, of the embedding (0 when tied) and of the LM head."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    per_layer: int
+    embedding: int
+    head: int
+
+    @property
+    def weights(self) -> int:
+        """All of them, without the last norm."""
+        return self.layers * self.per_layer + self.embedding + self.head
+
+    @staticmethod
+    def bytes(dtype: str) -> int:
+        """Of one weight."""
+        return BYTES[dtype]
+
+
+def shape_of(config: Any) -> Shape:
+    """Counted on a model without storage, so any architecture and size takes under a second."""
+    decoder = find_decoder(skeleton(config))
+    head = decoder.lm_head.weight
+    return Shape(
+        layers=len(decoder.layers),
+        width=head.shape[1],
+        vocabulary=head.shape[0],
+        per_layer=sum(p.numel() for p in decoder.layers[0].parameters()),
+        embedding=0 if config.tie_word_embeddings else head.numel(),
+        head=head.numel(),
+    )

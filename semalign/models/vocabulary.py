@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,12 @@ class Overlap:
     fraction: float
     student_to_teacher: torch.Tensor
 
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of the pairs of ids."""
+        pairs = torch.stack([self.student_ids, self.teacher_ids]).numpy()
+        return hashlib.sha256(pairs.tobytes()).hexdigest()[:16]
+
 
 def vocabulary_overlap(
     student_tokenizer: Any,
@@ -30,10 +38,10 @@ def vocabulary_overlap(
     student_rows: int | None = None,
     teacher_rows: int | None = None,
 ) -> Overlap:
-    """Match two vocabularies by token string, special and added tokens included.
+    """The overlap of two vocabularies by token string, special and added tokens included.
 
-    **Arguments**: `student_rows`, `teacher_rows` are the LM heads' numbers of rows: a token whose
-    id lies beyond has no semantic basis and does not count.
+    **Arguments**: `student_rows`, `teacher_rows` are the LM heads' numbers of rows. A token without
+    a row has no semantic basis and is left out.
     """
     student = _tokens(student_tokenizer, student_rows)
     teacher = _tokens(teacher_tokenizer, teacher_rows)
@@ -52,7 +60,7 @@ def vocabulary_overlap(
 
 
 def shared_rows(student_rows: int, teacher_rows: int) -> Overlap:
-    """The overlap of two vocabularies with the same ids, one of which may go on further."""
+    """The overlap of two vocabularies with the same ids, of which one may have more."""
     shared = min(student_rows, teacher_rows)
     table = torch.full((student_rows,), -1, dtype=torch.long)
     table[:shared] = torch.arange(shared)

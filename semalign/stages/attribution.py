@@ -2,14 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from semalign.artifacts.artifact import Artifact, Cost, Json
+from semalign.artifacts.files import read_json, write_json
+from semalign.artifacts.host import Host
+from semalign.config.sections import Attribution
 from semalign.core.attribution import layer_scores
 from semalign.data.batches import length_buckets, pad, position_mask
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import find_decoder, logits, sublayer
+from semalign.models.reference import Model
+
+_FILE = "scores.json"
+_ACTIVATIONS = 12  # numbers a token, layer and unit of width that the backward pass keeps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerScores(Artifact):
+    """One score a layer of the teacher, from the attribution rows in its own ids."""
+
+    kind = "attribution"
+    folder = "attributions"
+    stage = "attribute"
+
+    model: Model
+    rows: Dataset
+    settings: Attribution
+
+    def identity(self) -> Json:
+        return {
+            "model": self.model.identity,
+            "rows": self.rows.key,
+            "granularity": self.settings.granularity,
+            "aggregation": self.settings.aggregation,
+        }
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return (self.model,)
+
+    def cost(self) -> Cost:
+        """A forward pass and a backward pass to the activations over all rows."""
+        shape = self.model.shape
+        kept = self.rows.longest * self.settings.batch_size * shape.width * shape.layers
+        return Cost(
+            operations=4.0 * shape.weights * self.rows.length,
+            memory=(shape.weights + kept * _ACTIVATIONS) * shape.bytes(self.model.dtype),
+        )
+
+    def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
+        [model] = host.models(self.model)
+        scores = attribute(
+            model,
+            self.rows.tokens,
+            granularity=self.settings.granularity,
+            aggregation=self.settings.aggregation,
+            batch_size=self.settings.batch_size,
+        )
+        write_json(folder / _FILE, {"layer_numbers": "from 0", "scores": scores})
+        return {}
+
+    def notes(self, manifest: Mapping[str, Any]) -> list[str]:
+        settings = self.settings
+        return [f"{len(self.rows)} examples, {settings.granularity}, {settings.aggregation}"]
+
+    @staticmethod
+    def read(folder: Path) -> list[float]:
+        """One score a layer, the shallowest first."""
+        return list(read_json(folder / _FILE)["scores"])
 
 
 def attribute(

@@ -1,16 +1,167 @@
-"""Run a model as far as the deepest layer asked for and write what it said to the store."""
+"""Hidden states of a model at the layers that are needed, computed once and stored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from semalign.artifacts.activations import DTYPES, ActivationStore, Column
+from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Json
+from semalign.artifacts.files import read_json
+from semalign.artifacts.host import Host
+from semalign.config.sections import Extraction
+from semalign.core.pairing import paper_number
 from semalign.data.batches import length_buckets, pad
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import capture, find_decoder, run_base
+from semalign.models.partial import stopping_after
+from semalign.models.reference import Model
+from semalign.models.shapes import BYTES
+
+_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Activations(Artifact):
+    """Columns of one store: the hidden states of `model` on `rows` at `positions`, in `dtype`.
+
+    All requests for the same model, rows, positions and dtype share a store, whatever their
+    `columns`. `extraction` gives the size of shards and batches, and may name a folder.
+    """
+
+    kind = "activations"
+    folder = "activations"
+    stage = "extract"
+    in_place = True
+
+    model: Model
+    rows: Dataset
+    columns: frozenset[Column]
+    positions: str
+    dtype: str
+    extraction: Extraction
+
+    @property
+    def label(self) -> str:
+        return Path(self.model.path).name
+
+    @property
+    def location(self) -> Path | None:
+        chosen = self.extraction.store
+        return None if chosen is None else Path(chosen).expanduser().resolve()
+
+    def identity(self) -> Json:
+        return {
+            "model": self.model.identity,
+            "rows": self.rows.key,
+            "positions": self.positions,
+            "dtype": self.dtype,
+        }
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return (self.model,)
+
+    @property
+    def depth(self) -> int:
+        """How many of the model's layers have to be computed."""
+        return max(column.layer for column in self.columns) + 1
+
+    def joined(self, other: Activations) -> Activations:
+        return replace(self, columns=self.columns | other.columns)
+
+    def cost(self) -> Cost:
+        """A forward pass up to the deepest column."""
+        shape, settings = self.model.shape, self.extraction
+        if not self.columns:
+            return Cost()
+        layers = self.depth * shape.per_layer
+        buffered = settings.shard_examples * self.rows.longest * shape.width * len(self.columns)
+        return Cost(
+            operations=2.0 * layers * self.rows.length,
+            disk=len(self.columns) * self.column_bytes,
+            memory=(layers + (shape.embedding or shape.head)) * BYTES[self.model.dtype]
+            + buffered * BYTES[self.dtype],
+        )
+
+    @property
+    def column_bytes(self) -> int:
+        """Of one column on disk, to the byte.
+
+        A shard is a safetensors file: 8 bytes for the length of its header, the header (JSON,
+        padded to 8 bytes), then the numbers.
+        """
+        rows, width, size = self.rows.positions(self.positions), self.model.width, 0
+        for start in range(0, len(rows), self.extraction.shard_examples):
+            shape = [sum(rows[start : start + self.extraction.shard_examples]), width]
+            data = shape[0] * width * BYTES[self.dtype]
+            kind = _SAFETENSORS[self.dtype]
+            tensor = {"dtype": kind, "shape": shape, "data_offsets": [0, data]}
+            header = len(json.dumps({"rows": tensor}, separators=(",", ":")))
+            size += 8 + 8 * math.ceil(header / 8) + data
+        return size
+
+    def is_made(self, folder: Path) -> bool:
+        listed = (read_json(folder / MANIFEST) or {"columns": {}})["columns"]
+        return all(str(column) in listed for column in self.columns)
+
+    def check(self, folder: Path) -> None:
+        self.open(folder).verify(self.columns)
+
+    def open(self, folder: Path) -> ActivationStore:
+        """The store, begun if it is not there."""
+        return ActivationStore(
+            folder,
+            {"model": self.model.identity, "rows": self.rows.key, "width": self.model.width},
+            examples=len(self.rows),
+            positions=self.positions,
+            dtype=self.dtype,
+            shard_examples=self.extraction.shard_examples,
+        )
+
+    def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
+        store = self.open(folder)
+        for shard, columns in store.missing(self.columns).items():
+            self.make_shard(store, shard, columns, host)
+        store.commit(self.columns)
+        return {}
+
+    def make_shard(
+        self, store: ActivationStore, shard: int, columns: Sequence[Column], host: Host
+    ) -> None:
+        """Write some columns of one shard; what another process wrote is overwritten alike."""
+        [model] = host.models(self.model, layers=max(column.layer for column in columns) + 1)
+        extract_shard(
+            model,
+            store,
+            shard,
+            columns,
+            [self.rows.tokens[example] for example in store.shard_of(shard)],
+            batch_tokens=self.extraction.batch_tokens,
+        )
+
+    def notes(self, manifest: Mapping[str, Any]) -> list[str]:
+        size = len(self.columns) * self.column_bytes
+        layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in sorted(self.columns))
+        return [f"layers (counted from 1): {layers}", f"{size / 1e6:.1f} MB"]
+
+
+class Prefix(Activations):
+    """The student's inputs of its first trained layers: what the layers below compute, once."""
+
+    stage = "prefix"
+
+    @property
+    def location(self) -> None:
+        return None
 
 
 @torch.inference_mode()
@@ -25,15 +176,17 @@ def extract_shard(
 ) -> int:
     """Write `columns` of one shard; returns its row count.
 
-    tokens: the shard's examples, in order. One forward pass serves all columns. The model should
-    have been loaded with num_layers = deepest column + 1, so that nothing above it is computed.
-    Memory: batch_tokens * D per column on the device, and the shard's rows on the host.
+    tokens: the shard's examples, in order. One forward pass serves all columns, and no layer above
+    the deepest of them is run. Memory: batch_tokens * D per column on the device, and the shard's
+    rows on the host.
     """
     decoder = find_decoder(model)
     kept: dict[Column, list[torch.Tensor | None]] = {c: [None] * len(tokens) for c in columns}
     device = next(model.parameters()).device
-    dtype = DTYPES[store.identity.dtype]
-    with capture(decoder, [(column.layer, column.interface) for column in columns]) as seen:
+    dtype = DTYPES[store.dtype]
+    deepest = max(column.layer for column in columns)
+    wanted = [(column.layer, column.interface) for column in columns]
+    with stopping_after(decoder, deepest), capture(decoder, wanted) as seen:
         for batch in length_buckets(tokens, batch_tokens):
             members = [tokens[index] for index in batch]
             ids, mask = pad(members, pad_id=0)
@@ -41,7 +194,7 @@ def extract_shard(
             for column in columns:
                 hidden = seen[(column.layer, column.interface)]
                 for row, index in enumerate(batch):
-                    where = tokens[index].align_positions(store.identity.positions)
+                    where = tokens[index].align_positions(store.positions)
                     # clone: a slice would keep the whole padded batch alive
                     kept[column][index] = hidden[row, where].to("cpu", dtype, copy=True)
     rows = 0

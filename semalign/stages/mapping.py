@@ -1,18 +1,57 @@
-"""The teacher's stored activations as targets in the student's space (section 4.2)."""
+"""The map from the teacher's space to the student's, from both LM heads (section 4.2, Eq. 1-2)."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from semalign.artifacts.artifact import Artifact, Cost, Json
+from semalign.artifacts.files import writing
+from semalign.artifacts.host import Host
+from semalign.config.sections import Alignment
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients
-from semalign.core.bases import semantic_bases
+from semalign.models.heads import read_lm_head
+from semalign.models.reference import Model
+from semalign.models.vocabulary import Overlap
+from semalign.registry import Registry
+from semalign.stages.bases import Bases
+
+_FILE = "map.safetensors"
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """A way to bring the teacher's states to the student's space by one matrix (D_S, D_T).
+
+    `matrix(student, teacher)` takes the shared tokens' semantic bases (D, V) or, where it does not
+    use bases, the rows (V, D) of the LM heads. With `normalise` the matrix is applied to h / |h|.
+    Only a map by bases has the strength's long way (`alignment.top_k`).
+    """
+
+    matrix: Callable[[Tensor, Tensor], Tensor]
+    description: str
+    uses_bases: bool = True
+    normalise: bool = True
+
+
+MAPS: Registry[MapKind] = Registry("map")
+MAPS.register("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
+MAPS.register(
+    "dual",
+    MapKind(
+        dual_map,
+        "W_S^+ W_T: the student's least squares to the teacher's logits",
+        uses_bases=False,
+        normalise=False,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +69,11 @@ class Transport:
 
     @classmethod
     def build(
-        cls, head_student: Tensor, head_teacher: Tensor, *, map: str, top_k: int | None = None
+        cls, student: Tensor, teacher: Tensor, kind: MapKind, *, top_k: int | None = None
     ) -> Transport:
-        """From the rows of both LM heads over the shared vocabulary: (V, D_S) and (V, D_T)."""
-        if map == "dual":
-            return cls(dual_map(head_student, head_teacher).float(), normalise=False)
-        student, teacher = semantic_bases(head_student), semantic_bases(head_teacher)
+        """From both models' bases (D, V) or LM head rows (V, D) of the shared tokens."""
         if top_k is None:
-            return cls(cosine_map(student, teacher).float())
+            return cls(kind.matrix(student, teacher).float(), normalise=kind.normalise)
         return cls(None, teacher.float(), student.float(), top_k=top_k)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -57,12 +93,11 @@ class Transport:
         return replace(self, **{name: t.to(device) for name, t in self._tensors().items()})
 
     def save(self, file: Path) -> None:
-        """One safetensors file, written beside and renamed."""
-        file.parent.mkdir(parents=True, exist_ok=True)
+        """One safetensors file, whole or not there."""
         settings = {"normalise": str(int(self.normalise)), "top_k": str(self.top_k or 0)}
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({n: t.contiguous() for n, t in self._tensors().items()}, str(beside), settings)
-        beside.replace(file)
+        with writing(file) as partial:
+            tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+            save_file(tensors, str(partial), settings)
 
     @classmethod
     def load(cls, file: Path) -> Transport:
@@ -76,3 +111,75 @@ class Transport:
             normalise=settings["normalise"] == "1",
             top_k=int(settings["top_k"]) or None,
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Map(Artifact):
+    """The map between two models, over the tokens that both vocabularies have.
+
+    Bases are those of the whole heads, of which the shared tokens' columns are taken: an atom does
+    not change because the other model lacks another token.
+    """
+
+    kind = "map"
+    folder = "maps"
+    stage = "align"
+
+    student: Model
+    teacher: Model
+    shared: Overlap
+    alignment: Alignment
+
+    @property
+    def how(self) -> MapKind:
+        return MAPS.find(self.alignment.map, "alignment.map")
+
+    def identity(self) -> Json:
+        heads = (
+            {} if self.how.uses_bases else {"heads": [self.student.weights, self.teacher.weights]}
+        )
+        settings = {"map": self.alignment.map, "top_k": self.alignment.top_k}
+        return {**settings, "shared": self.shared.key, **heads}
+
+    def needs(self) -> tuple[Bases, ...]:
+        if not self.how.uses_bases:
+            return ()
+        return Bases(model=self.student), Bases(model=self.teacher)
+
+    def cost(self) -> Cost:
+        """One product over the shared tokens; of the long way a copy of both bases."""
+        atoms = len(self.shared.student_ids)
+        widths = self.student.width, self.teacher.width
+        numbers = widths[0] * widths[1] if self.alignment.top_k is None else atoms * sum(widths)
+        return Cost(
+            operations=2.0 * atoms * widths[0] * widths[1],
+            disk=4 * numbers,
+            memory=8 * (2 * atoms * sum(widths) + numbers),
+        )
+
+    def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
+        sides = (self.student, self.shared.student_ids), (self.teacher, self.shared.teacher_ids)
+        if self.how.uses_bases:
+            places = map(host.workspace.place, self.needs())
+            student, teacher = (
+                Bases.read(place)[:, ids].to(host.device)
+                for place, (_, ids) in zip(places, sides, strict=True)
+            )
+        else:
+            student, teacher = (
+                read_lm_head(m.path, trust_remote_code=m.trust_remote_code)[ids].to(host.device)
+                for m, ids in sides
+            )
+        built = Transport.build(student, teacher, self.how, top_k=self.alignment.top_k)
+        built.to(torch.device("cpu")).save(folder / _FILE)
+        return {}
+
+    def notes(self, manifest: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{self.alignment.map} map over {len(self.shared.student_ids)} shared tokens",
+            f"vocabulary overlap {self.shared.fraction:.2%} of the student's",
+        ]
+
+    @staticmethod
+    def read(folder: Path) -> Transport:
+        return Transport.load(folder / _FILE)

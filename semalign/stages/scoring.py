@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semalign.artifacts.records import Record
-from semalign.config.sections import Evaluation
+from semalign.config.sections import Evaluation, Sandbox
 from semalign.errors import UserError
 from semalign.sandbox.run import run
 from semalign.tasks import TASKS, Example, lm_harness
@@ -45,19 +45,6 @@ class Generation:
     texts: tuple[str, ...] = ()
     token_ids: tuple[tuple[int, ...], ...] = ()
     choice_scores: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SandboxLimits:
-    """How outputs are judged: code never below tier ``min_tier``, ``workers`` programs at a time,
-    by processes of ``num_cpus`` CPUs.
-
-    A run waits more than it computes (the kernel makes and ends processes), hence several a core.
-    """
-
-    min_tier: int = 2
-    workers: int = 8
-    num_cpus: float = 1
 
 
 def chosen_protocol(settings: Evaluation) -> Protocol:
@@ -210,7 +197,7 @@ def judge(
     *,
     split: str,
     protocol: Protocol,
-    sandbox: SandboxLimits,
+    sandbox: Sandbox,
 ) -> list[Record]:
     """One record an output, in the order of the examples, which are of one task; code runs in the
     sandbox.
@@ -257,13 +244,11 @@ def _outputs(
         yield _Output(example=example, request=request, sample=sample, text=text, tokens=tokens)
 
 
-def _judgements(
-    outputs: Sequence[_Output], profile: Profile, sandbox: SandboxLimits
-) -> list[_Judgement]:
+def _judgements(outputs: Sequence[_Output], profile: Profile, sandbox: Sandbox) -> list[_Judgement]:
     if profile.library:
         return _by_library(outputs)
     if TASKS[outputs[0].example.task].kind == "code":
-        with ThreadPoolExecutor(sandbox.workers) as pool:
+        with ThreadPoolExecutor(sandbox.num_workers) as pool:
             return list(pool.map(lambda output: _by_tests(output, profile, sandbox), outputs))
     return [_by_reading(output, profile) for output in outputs]
 
@@ -277,7 +262,7 @@ def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
     return [_Judgement(extracted=j.extracted, correct=j.correct, seconds=each) for j in judged]
 
 
-def _by_tests(output: _Output, profile: Profile, sandbox: SandboxLimits) -> _Judgement:
+def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement:
     example = output.example
     verdict = run(
         TASKS[example.task].program(cut(output.text, output.request.stop), example.row),

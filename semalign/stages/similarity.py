@@ -2,17 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from semalign.artifacts.artifact import Artifact, Cost, Json
+from semalign.artifacts.files import read_json, write_json
+from semalign.artifacts.host import Host
 from semalign.core.similarity import MinibatchCKA
 from semalign.data.batches import pad
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import Decoder, capture, find_decoder, run_base
+from semalign.models.reference import Model
 
+_FILE = "cka.json"
+_BATCH = 8  # examples whose positions are compared together
 _ROWS = 512  # of a batch, so that all layers of both models fit in memory in float64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Similarity(Artifact):
+    """CKA of every teacher layer with every student layer, from the same rows in both's ids."""
+
+    kind = "similarity"
+    folder = "similarities"
+    stage = "similarity"
+
+    teacher: Model
+    student: Model
+    teacher_rows: Dataset
+    student_rows: Dataset
+
+    def identity(self) -> Json:
+        return {
+            "models": [self.teacher.identity, self.student.identity],
+            "rows": [self.teacher_rows.key, self.student_rows.key],
+        }
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return self.teacher, self.student
+
+    def cost(self) -> Cost:
+        """A forward pass of both models over all rows."""
+        weights = self.teacher.shape.weights + self.student.shape.weights
+        return Cost(
+            operations=2.0 * weights * self.teacher_rows.length,
+            memory=self.teacher.bytes + self.student.bytes,
+        )
+
+    def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
+        teacher, student = host.models(self.teacher, self.student)
+        rows = self.teacher_rows.tokens, self.student_rows.tokens
+        cka = layer_similarity(teacher, student, *rows, batch_size=_BATCH)
+        numbers = "from 0; a row a teacher layer, a column a student layer"
+        write_json(folder / _FILE, {"layer_numbers": numbers, "cka": cka})
+        return {}
+
+    def notes(self, manifest: Mapping[str, Any]) -> list[str]:
+        return [f"CKA of all layers, {len(self.student_rows)} examples"]
+
+    @staticmethod
+    def read(folder: Path) -> list[list[float]]:
+        """A row a teacher layer, a column a student layer."""
+        return list(read_json(folder / _FILE)["cka"])
 
 
 @torch.inference_mode()
@@ -48,7 +106,7 @@ def layer_similarity(
 
 
 def _blocks(decoder: Decoder, tokens: Sequence[Tokens], rows: Tensor) -> list[Tensor]:
-    """What every layer says at `rows` of the examples' positions, counted through: (N, D) each."""
+    """Every layer's output at `rows` of the examples' positions, counted through: (N, D) each."""
     ids, mask = pad(tokens, pad_id=0)
     wanted = [(layer, "block") for layer in range(len(decoder.layers))]
     with capture(decoder, wanted) as seen:

@@ -11,52 +11,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from semalign.core.losses import (
-    chunked_sum,
-    cosine_sum,
-    cross_entropy_sum,
-    fisher_sum,
-    geometry_sum,
-    kl_divergence_sum,
-)
+from semalign.core.losses import OBJECTIVES, chunked_sum, cross_entropy_sum, kl_divergence_sum
 from semalign.data.batches import pad, position_mask
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import capture, find_decoder, logits, run_base
 from semalign.models.partial import run_from
-from semalign.stages.job import Hyperparameters
 from semalign.stages.supervision import Supervision
 
 _CHUNK = 256  # rows whose logits are held at a time
 
 
-class StudentTail(nn.Module):
+class SupervisedStudent(nn.Module):
     """Layers k.. of the student: inputs of layer k -> the sums that Eq. 3 and Eq. 4 average."""
 
-    def __init__(
-        self, model: nn.Module, supervision: Supervision, settings: Hyperparameters
-    ) -> None:
+    def __init__(self, model: nn.Module, supervision: Supervision) -> None:
         super().__init__()
         self.model = model
         self.supervision = supervision
-        self.settings = settings
+        self._objective = OBJECTIVES.find(supervision.loss.objective, "loss.objective")
         self._decoder = find_decoder(model)
 
     def counts(self, batch: Sequence[int]) -> dict[str, int]:
         """What each term of the loss is averaged over, in a whole batch of examples."""
-        settings, tokens = self.settings, [self.supervision.tokens[e] for e in batch]
+        loss, tokens = self.supervision.loss, [self.supervision.tokens[e] for e in batch]
         lengths = [_size(self._aligned(example)) for example in tokens]
         sequences = sum(length >= 2 for length in lengths)
         counts = {
-            "alignment": sequences if settings.objective == "geometry" else sum(lengths),
+            "alignment": sequences if self._objective.per_sequence else sum(lengths),
             "cross_entropy": sum(_size(example.supervised_positions) for example in tokens),
             "divergence": sum(lengths),
         }
-        weights = (settings.alpha, settings.beta, settings.gamma)
+        weights = (loss.alpha, loss.beta, loss.gamma)
         return {name: n for (name, n), w in zip(counts.items(), weights, strict=True) if w > 0}
 
     def useful(self, batch: Sequence[int]) -> list[int]:
         """The examples of a batch that some term looks at: L_CE alone looks at no prompt alone."""
-        if self.settings.alpha > 0 or self.settings.gamma > 0:
+        loss = self.supervision.loss
+        if loss.alpha > 0 or loss.gamma > 0:
             return list(batch)
         return [e for e in batch if self.supervision.tokens[e].labelled]
 
@@ -76,45 +67,42 @@ class StudentTail(nn.Module):
                 final = run_base(decoder, ids, mask)
             else:
                 final = run_from(decoder, data.first_layer, hidden, mask)
-        sums = {}
-        if self.settings.alpha > 0:
+        sums, loss = {}, data.loss
+        if loss.alpha > 0:
             lengths = where.sum(dim=1).tolist()
             parts = [
                 self._alignment(seen[key][where], target.rows(examples).to(device), lengths)
                 for target, key in zip(data.targets, wanted, strict=True)
             ]
             sums["alignment"] = torch.stack(parts).mean()
-        if self.settings.beta > 0:
+        if loss.beta > 0:
             chosen = position_mask(tokens, lambda e: e.supervised_positions, ids.shape[1])
             chosen = chosen.to(device)
             with mixed:
                 scores = logits(decoder, final[chosen])
             sums["cross_entropy"] = cross_entropy_sum(scores, ids.roll(-1, 1)[chosen])
-        if self.settings.gamma > 0:
+        if loss.gamma > 0:
             assert data.final is not None
-            said = torch.cat([data.final[e] for e in examples]).to(device)
-            sums["divergence"] = chunked_sum(self._divergence, final[where], said, chunk=_CHUNK)
+            teacher = torch.cat([data.final[e] for e in examples]).to(device)
+            sums["divergence"] = chunked_sum(self._divergence, final[where], teacher, chunk=_CHUNK)
         return sums
 
-    def _alignment(self, h: Tensor, said: Tensor, lengths: list[int]) -> Tensor:
-        """Sum of the objective over the rows of one target: h (N, D_S), said (N, D_T)."""
+    def _alignment(self, h: Tensor, target: Tensor, lengths: list[int]) -> Tensor:
+        """Sum of the objective over the rows of one target: h (N, D_S), target (N, D_T)."""
         data = self.supervision
-        if self.settings.objective == "fisher":
-            assert data.heads is not None
-            student, teacher = data.heads
-            return fisher_sum(h, said, student.weight, teacher.weight, chunk=_CHUNK)
-        assert data.transport is not None
-        if self.settings.objective == "geometry":
-            return geometry_sum(h, data.transport(said), lengths)
-        return len(h) - cosine_sum(h, data.transport(said))
+        if self._objective.uses_map:
+            assert data.transport is not None
+            return self._objective.sum(h, data.transport(target), lengths, None)
+        assert data.heads is not None
+        return self._objective.sum(h, target, lengths, [head.weight for head in data.heads])
 
-    def _divergence(self, final: Tensor, said: Tensor) -> Tensor:
+    def _divergence(self, final: Tensor, final_teacher: Tensor) -> Tensor:
         assert self.supervision.heads is not None
         student, teacher = self.supervision.heads
-        return kl_divergence_sum(student.logits(final), teacher.logits(said))
+        return kl_divergence_sum(student.logits(final), teacher.logits(final_teacher))
 
     def _aligned(self, example: Tokens) -> slice:
-        return example.align_positions(self.settings.positions)
+        return example.align_positions(self.supervision.positions)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semalign.artifacts.activations import Column, Reader
-from semalign.config.sections import Loss
+from semalign.config.sections import Extraction, Loss
+from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import Pair
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import capped
@@ -31,7 +32,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Target:
-    """What one student sublayer is to say: a mix of teacher layers at the same interface.
+    """What one student sublayer is trained to output: a mix of teacher layers at one interface.
 
     student: layer from 0. readers, weights: the teacher layers (two when interpolated) and lambda.
     """
@@ -80,16 +81,39 @@ def teacher_columns(
     return sorted([*columns, final_column(num_layers)] if loss.gamma > 0 else columns)
 
 
+def uses_map(loss: Loss) -> bool:
+    """Whether the teacher's rows have to be brought to the student's space."""
+    return loss.alpha > 0 and OBJECTIVES.find(loss.objective, "loss.objective").uses_map
+
+
+def uses_heads(loss: Loss) -> bool:
+    """Whether both models' logits over the shared vocabulary are made in a training step."""
+    objective = OBJECTIVES.find(loss.objective, "loss.objective")
+    return loss.gamma > 0 or (loss.alpha > 0 and objective.uses_heads)
+
+
+def reaches_output(loss: Loss) -> bool:
+    """Whether the loss looks at the student's final hidden states."""
+    return loss.beta > 0 or loss.gamma > 0
+
+
+def interfaces(extraction: Extraction) -> tuple[str, ...]:
+    return ("attn", "mlp") if extraction.interface == "both" else (extraction.interface,)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Supervision:
-    """The training set: tokens, the trained layer's cached inputs, and what the teacher said.
+    """The training set: tokens, cached inputs of the first trained layer, the teacher's targets.
 
     Terms of weight zero have nothing here: no `targets`, no `transport` to the student's space, no
     LM heads over the shared vocabulary (student's, teacher's), no `final` states of the teacher.
-    Without `inputs` the student is run from its embedding on.
+    Without `inputs` the student is run from its embedding on. `positions` are those that are
+    aligned.
     """
 
     tokens: Sequence[Tokens]
+    loss: Loss
+    positions: str
     first_layer: int
     inputs: Reader | None = None
     targets: Sequence[Target] = ()

@@ -1,4 +1,4 @@
-"""Train student layer(s) k to say what the teacher said (section 4.3, Eq. 5).
+"""The update of the student's layers (section 4.3, Eq. 5): the loop.
 
 The global batch is cut across workers, and every sum is divided by the global batch's counts, so
 the gradient does not depend on how many workers there are.
@@ -7,6 +7,7 @@ the gradient does not depend on how many workers there are.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semalign.config.sections import Loss, Training
 from semalign.core.losses import transfer_loss
 from semalign.data.tokens import Tokens
 from semalign.errors import Diverged
 from semalign.models.adapters import load_trainable_state, trainable_state
-from semalign.stages.job import Hyperparameters
-from semalign.stages.student import StudentTail
+from semalign.stages.student import SupervisedStudent
+
+Save = Callable[[Path], None]
 
 
 @dataclass
@@ -77,23 +80,39 @@ def global_batches(
         yield order[start : start + batch_size]
 
 
+@contextlib.contextmanager
+def seeded(seed: int, epoch: int, rank: int) -> Iterator[None]:
+    """Within the context torch's random numbers, such as dropout's, depend on these three alone.
+
+    The process's own random state is as before afterwards. Every epoch begins anew, so a checkpoint
+    at its end needs no random state for the next to be the same.
+    """
+    digest = hashlib.sha256(f"{seed}/{epoch}/{rank}".encode()).digest()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int.from_bytes(digest[:7]))
+        yield
+
+
 def train(
-    tail: nn.Module,
-    settings: Hyperparameters,
+    wrapped: nn.Module,
+    settings: Training,
+    seed: int,
     *,
-    on_epoch: Callable[[Epoch, Callable[[Path], None]], None],
+    on_epoch: Callable[[Epoch, Save], None],
     resume: Path | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
     """Run (or go on with) all epochs; after each, `on_epoch(measured, save)`.
 
-    tail: a StudentTail, or one wrapped in DistributedDataParallel. `save(folder)` writes what
-    `resume` reads. Raises Diverged before the step that would use a NaN or infinite loss.
-    Cost a step: forward and backward of layers k.. only; a token of the prefix costs one read.
+    wrapped: a SupervisedStudent, or one in DistributedDataParallel. `settings` have epochs and lr.
+    `save(folder)` writes what `resume` reads. Raises Diverged before the step that would use a NaN
+    or infinite loss. Cost a step: forward and backward of the trained layers and those above them.
     """
-    student: StudentTail = tail.module if hasattr(tail, "module") else tail  # type: ignore[assignment]
-    model, tokens = student.model, student.supervision.tokens
+    student: SupervisedStudent = wrapped.module if hasattr(wrapped, "module") else wrapped  # type: ignore[assignment]
+    assert settings.lr is not None and settings.epochs is not None
+    model, tokens, loss = student.model, student.supervision.tokens, student.supervision.loss
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     per_epoch = math.ceil(len(tokens) / settings.batch_size)
@@ -101,27 +120,39 @@ def train(
     first = _restore(resume, model, optimizer) if resume else 0
     for epoch in range(first, settings.epochs):
         measured = Epoch(epoch=epoch + 1, first_step=epoch * per_epoch)
-        batches = global_batches(tokens, settings.batch_size, seed=settings.seed, epoch=epoch)
-        for offset, batch in enumerate(batches):
-            step = measured.first_step + offset
-            lr = learning_rate(step, total, peak=settings.lr, warmup_ratio=settings.warmup_ratio)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad(set_to_none=True)
-            terms = _backward(tail, student, batch, rank, world_size)
-            loss = _total(terms, settings)
-            if not math.isfinite(loss):
-                names = ", ".join(tokens[e].id for e in batch[:8])
-                more = f" and {len(batch) - 8} more" if len(batch) > 8 else ""
-                raise Diverged(f"loss is {loss} at step {step + 1}; examples {names}{more}")
-            nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            optimizer.step()
-            measured.add({"loss": loss, **_named(terms, settings), "lr": lr})
+        batches = global_batches(tokens, settings.batch_size, seed=seed, epoch=epoch)
+        with seeded(seed, epoch, rank):
+            for offset, batch in enumerate(batches):
+                step = measured.first_step + offset
+                warmup = settings.warmup_ratio
+                lr = learning_rate(step, total, peak=settings.lr, warmup_ratio=warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.zero_grad(set_to_none=True)
+                size = settings.micro_batch_size
+                terms = _backward(wrapped, student, batch, size, rank, world_size)
+                value = _total(terms, loss)
+                if not math.isfinite(value):
+                    raise _diverged(value, step, [tokens[e] for e in batch])
+                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                optimizer.step()
+                measured.add({"loss": value, **_named(terms, loss), "lr": lr})
         on_epoch(measured, lambda folder, done=epoch + 1: _save(folder, model, optimizer, done))  # type: ignore[misc]
 
 
+def _diverged(value: float, step: int, batch: Sequence[Tokens]) -> Diverged:
+    names = ", ".join(example.id for example in batch[:8])
+    more = f" and {len(batch) - 8} more" if len(batch) > 8 else ""
+    return Diverged(f"loss is {value} at step {step + 1}; examples {names}{more}")
+
+
 def _backward(
-    tail: nn.Module, student: StudentTail, batch: list[int], rank: int, world_size: int
+    wrapped: nn.Module,
+    student: SupervisedStudent,
+    batch: list[int],
+    size: int,
+    rank: int,
+    world_size: int,
 ) -> dict[str, float | None]:
     """Accumulate this worker's part of the gradient; the mean of each term over the global batch,
     None where the batch has nothing that the term looks at.
@@ -131,36 +162,35 @@ def _backward(
     mine = sorted(useful[rank::world_size], key=lambda e: len(student.supervision.tokens[e].ids))
     weight = 1.0 if mine else 0.0  # a worker without examples still takes part in the reduction
     mine = mine or batch[:1]
-    size = student.settings.micro_batch_size
     micro = [mine[i : i + size] for i in range(0, len(mine), size)]
     totals = torch.zeros(len(counts), dtype=torch.float64)
     for index, examples in enumerate(micro):
         last = index == len(micro) - 1
-        quiet = contextlib.nullcontext() if last or world_size == 1 else tail.no_sync()
+        quiet = contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync()
         with quiet:
-            sums = tail(examples)
+            sums = wrapped(examples)
             means = {name: sums[name] / max(1, count) for name, count in counts.items()}
-            part = _total(means, student.settings)
+            part = _total(means, student.supervision.loss)
             (part * weight * world_size).backward()  # DDP averages over workers; Eq. 3-4 sum
         totals += weight * torch.stack([sums[name].detach().double() for name in counts]).cpu()
     if world_size > 1:
-        totals = _all_reduce(totals, next(tail.parameters()).device)
+        totals = _all_reduce(totals, next(wrapped.parameters()).device)
     return {
         name: total / count if count else None
         for (name, count), total in zip(counts.items(), totals.tolist(), strict=True)
     }
 
 
-def _total(terms, settings: Hyperparameters):  # type: ignore[no-untyped-def]
+def _total(terms, loss: Loss):  # type: ignore[no-untyped-def]
     """Eq. 5 of terms, as numbers or as tensors; those that are None or absent add nothing."""
     present = {name: value for name, value in terms.items() if value is not None}
-    return transfer_loss(**present, alpha=settings.alpha, beta=settings.beta, gamma=settings.gamma)
+    return transfer_loss(**present, alpha=loss.alpha, beta=loss.beta, gamma=loss.gamma)
 
 
-def _named(terms: dict[str, float | None], settings: Hyperparameters) -> dict[str, float]:
+def _named(terms: dict[str, float | None], loss: Loss) -> dict[str, float]:
     """The terms under the names that people are shown."""
     names = {
-        "alignment": f"{settings.objective}_loss",
+        "alignment": f"{loss.objective}_loss",
         "cross_entropy": "cross_entropy",
         "divergence": "kl_divergence",
     }

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from semalign.config.dotted import flat
 from semalign.config.jobs import Config
 from semalign.core.pairing import all_pairs
 from semalign.errors import UserError, nearest
@@ -197,34 +198,3 @@ def _read_range(where: str, name: str, kind: str, ends: Any) -> Range:
     if kind == "randint" and not (low.is_integer() and high.is_integer()):
         raise UserError(f"{where}.{kind}={ends!r}: expected whole numbers")
     return Range(name, kind, low, high)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted settings -> dotted ones."""
-    settings: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, Mapping)
-        settings |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return settings
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted settings -> the tree that `validate` takes; of a section and its parts, later wins."""
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        node = tree
-        *path, last = key.split(".")
-        for part in path:
-            if not isinstance(node.get(part), dict):
-                node[part] = {}
-            node = node[part]
-        node[last] = value
-    return tree
-
-
-def lookup(tree: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = tree
-    for part in key.split("."):
-        value = value[part]
-    return value

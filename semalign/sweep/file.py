@@ -39,25 +39,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from semalign.config.dotted import expand, flat, lookup, nested
 from semalign.config.jobs import Config
-from semalign.config.read import _read_yaml, parse_override, validate
-from semalign.config.sections import Settings, TaskName
+from semalign.config.read import environment_settings, parse_override, read_yaml, validate
+from semalign.config.sections import Settings
 from semalign.errors import UserError, nearest
-from semalign.sweep.axes import Axis, Choices, Range, flat, lookup, nested, read_axis
+from semalign.sweep.axes import Axis, Choices, Range, read_axis
 
 
 class Select(Settings):
-    """The score that the best setting has; the metric defaults to the task trained on."""
+    """The score that the best setting has."""
 
-    metric: TaskName | None = None
+    metric: str | None = None
+    """Task whose score chooses; null: the one that is trained on."""
     split: str = "dev"
+    """Split whose score chooses; never the one that is reported."""
     mode: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest score is the best."""
 
 
 class Report(Settings):
     """Where the chosen setting and the base are shown."""
 
     split: str = "test"
+    """Split that is reported, once."""
 
 
 class Compare(Settings):
@@ -68,7 +73,9 @@ class Compare(Settings):
     """
 
     axis: str
+    """Axis whose values are compared."""
     control: Annotated[str, Field(coerce_numbers_to_str=True)]
+    """Value of the axis that all others are compared with."""
 
 
 class Asha(Settings):
@@ -77,28 +84,42 @@ class Asha(Settings):
     """
 
     grace_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs before a trial may be stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """Of so many trials one goes on, and for so many times as many epochs."""
 
 
 class Scheduler(Settings):
-    asha: Asha = Asha()
+    """What stops trials early."""
+
+    asha: Asha = Field(default_factory=Asha)
 
 
 class Sweep(Settings):
     """A sweep file, checked; `base` has dotted keys, and `axes` are read."""
 
     name: str
+    """Name of the sweep; the file's name, unless given."""
     description: str = ""
+    """One sentence for the tables."""
     base: dict[str, Any]
+    """Settings of every trial."""
     axes: tuple[Axis, ...]
+    """What varies: grids, ranges and cases."""
     samples: Annotated[int, Field(ge=1)] | None = None
+    """Draws of the ranges, each at every point of the grid; null: there are no ranges."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    select: Select = Select()
-    report: Report = Report()
+    """Seeds of every point, a trial each."""
+    select: Select = Field(default_factory=Select)
+    report: Report = Field(default_factory=Report)
     compare: Compare | None = None
+    """Compare the values of an axis instead of choosing among settings; null: choose."""
     scheduler: Scheduler | None = None
+    """Stop the worse trials early; null: train all of them to the end."""
     search: Literal["random", "optuna"] | None = None
+    """How ranges are drawn: at random, or by Optuna from the scores so far; null: at random."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Most trials that run at a time; null: as many as can train."""
 
     def metric(self, task: str) -> tuple[str, str]:
         """The task and split that a trial trained on `task` is judged by."""
@@ -122,13 +143,13 @@ def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     Raises UserError of one line, with the file, the key and the nearest valid one.
     """
     file = Path(file)
-    tree = {"name": file.stem, "base": {}, "axes": {}, **_read_yaml(file)}
+    tree = {"name": file.stem, "base": {}, "axes": {}, **_sections(read_yaml(file))}
     with naming(file):
         _check_sections(tree)
         overrides = _choose_models(tree, list(overrides))
         for_base = _apply(tree, overrides)
         _check_sections(tree)
-        settings = flat(tree["base"]) | for_base
+        settings = environment_settings() | flat(tree["base"]) | for_base
         base = _base(settings)
         tree["axes"] = tuple(
             read_axis(str(name), axis, base) for name, axis in tree["axes"].items()
@@ -154,6 +175,22 @@ def naming(where: object) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _sections(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """The file by its sections, where keys such as `select.split` are dotted. Within `base` and
+    `axes` they stay so: an axis' name has dots of its own.
+    """
+    sections: dict[str, Any] = {}
+    for key, value in tree.items():
+        section, _, rest = str(key).partition(".")
+        inner, old = {rest: value} if rest else value, sections.get(section)
+        if isinstance(inner, Mapping) and isinstance(old, Mapping):
+            inner = {**old, **inner}
+        sections[section] = inner
+    kept = ("base", "axes", "models")
+    others = {key: value for key, value in sections.items() if key not in kept}
+    return sections | expand(others)
 
 
 def _check_sections(tree: Mapping[str, Any]) -> None:

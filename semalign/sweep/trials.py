@@ -11,10 +11,11 @@ from random import Random
 from typing import Any
 
 from semalign.artifacts.files import content_key
+from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.config.read import validate
 from semalign.errors import UserError, nearest
-from semalign.sweep.axes import Option, Range, lookup, nested
+from semalign.sweep.axes import Option, Range
 from semalign.sweep.file import Sweep, naming
 
 LIMIT = 10_000  # trials that need no --yes

@@ -97,7 +97,7 @@ def test_a_student_layer_keeps_its_most_critical_pair() -> None:
 
 
 def all_critical(name: str, teacher: int, student: int, **more: object) -> list[PaperPair]:
-    """What a strategy says of every teacher layer as the critical one, in order, 1-based."""
+    """The pairs of a strategy for every teacher layer as the critical one, in order, 1-based."""
     critical = tuple(range(1, teacher + 1))
     return STRATEGIES[name](
         Request(

@@ -41,7 +41,7 @@ def complain(ray_cluster: None, configure: Callable[..., Config], capsys) -> Com
 
 def test_unknown_key(complain: Complain) -> None:
     line = complain("pairing.stratgy=last")
-    assert line == "error: pairing.stratgy: unknown key; did you mean 'strategy'?"
+    assert line == "error: pairing.stratgy: unknown key; did you mean 'pairing.strategy'?"
 
 
 def test_missing_model_folder(complain: Complain) -> None:

@@ -7,20 +7,18 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from mlflow import MlflowClient
 
 from semalign.config.read import resolve
-from semalign.config.sections import Method
 from semalign.engine.transfer import transferred
 from semalign.engine.tuning import ablate
 from semalign.report import comparison
 from semalign.sweep.file import load_sweep
 from semalign.sweep.summary import Summary
 
-METHODS = get_args(Method)
+METHODS = ("semalign", "seeking", "laten", "sft", "sft-all", "logit-kd")
 SWEEP = f"""
 base:
   method: sft

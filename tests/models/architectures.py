@@ -42,6 +42,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", _HEAD_DIM),
     "gemma2": ("Gemma2Config", {"query_pre_attn_scalar": 12, **_ALTERNATING, **_HEAD_DIM}),
     "gemma3": ("Gemma3TextConfig", {"query_pre_attn_scalar": 12, **_ALTERNATING, **_HEAD_DIM}),
+    "vaultgemma": ("VaultGemmaConfig", {"query_pre_attn_scalar": 12, **_ALTERNATING, **_HEAD_DIM}),
     "olmo2": ("Olmo2Config", {}),
 }
 

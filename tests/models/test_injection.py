@@ -83,7 +83,7 @@ def test_the_student_starts_as_itself(family: str) -> None:
     torch.testing.assert_close(outputs(model), expected, atol=1e-5 * scale, rtol=1e-5)
     with model.disable_adapter():  # W itself is as it was
         assert torch.equal(outputs(model), expected)
-    model.base_model.set_adapter("default")  # and the factors do say something
+    model.base_model.set_adapter("default")  # and the factors do change the outputs
     assert (outputs(model) - expected).abs().max() > 0.1 * scale
 
 
@@ -241,8 +241,8 @@ def test_the_shipped_student_scores_the_same_from_disk(route: str, tmp_path: Pat
     labels = ids.roll(-1, 1)[answers]
 
     def score(model: nn.Module) -> Tensor:
-        said = model(input_ids=ids, attention_mask=mask).logits[answers]
-        return nn.functional.cross_entropy(said, labels)
+        logits = model(input_ids=ids, attention_mask=mask).logits[answers]
+        return nn.functional.cross_entropy(logits, labels)
 
     before = score(student).item()
     model = inject(student, factors)

@@ -12,6 +12,7 @@ from huggingface_hub import constants as hub
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import nn
 
 from semalign.errors import UserError
 from semalign.models.decoder import capture, find_decoder, run_base, verify_structure
@@ -65,6 +66,66 @@ def test_a_truncated_model_computes_the_first_layers(family: str, tmp_path: Path
         with capture(find_decoder(whole), [(1, "mlp")]) as expected:
             run_base(find_decoder(whole), IDS, MASK)
     torch.testing.assert_close(found[1, "mlp"], expected[1, "mlp"])
+
+
+@torch.no_grad()
+def attention_outputs(model: nn.Module, layers: int) -> list[torch.Tensor]:
+    decoder = find_decoder(model)
+    with capture(decoder, [(layer, "attn") for layer in range(layers)]) as captured:
+        run_base(decoder, IDS, MASK)
+    return [captured[layer, "attn"][MASK.bool()] for layer in range(layers)]
+
+
+@pytest.mark.parametrize("cap", [5.0, 50.0])
+@pytest.mark.parametrize("family", ["gemma2", "vaultgemma"])
+def test_a_soft_cap_on_attention_logits_is_kept(family: str, cap: float, tmp_path: Path) -> None:
+    changes = {"attn_logit_softcapping": cap, "initializer_range": 0.3}
+    folder = save_checkpoint(tmp_path, family, **changes)
+    eager = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    )
+    expected = attention_outputs(eager.eval(), 3)
+    for layers in (3, 2):
+        found = attention_outputs(load_model(folder, num_layers=layers), layers)
+        for ours, theirs in zip(found, expected[:layers], strict=True):
+            assert torch.equal(ours, theirs)
+    uncapped = attention_outputs(load_model(folder, attn="sdpa"), 3)
+    assert max((a - b).abs().max() for a, b in zip(uncapped, expected, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("llama", {}, "sdpa"),
+        ("gemma3", {}, "sdpa"),
+        ("gemma2", {}, "eager"),
+        ("gemma2", {"attn_logit_softcapping": None}, "sdpa"),
+    ],
+)
+def test_fused_attention_is_used_where_it_computes_the_same(
+    family: str, changes: dict[str, None], expected: str, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path, family, **changes)
+    assert load_model(folder).config._attn_implementation == expected
+    assert load_model(folder, attn="eager").config._attn_implementation == "eager"
+
+
+def test_attention_sinks_are_computed(tmp_path: Path) -> None:
+    config = transformers.GptOssConfig(
+        vocab_size=48,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    transformers.GptOssForCausalLM(config).save_pretrained(tmp_path)
+    assert load_model(tmp_path).config._attn_implementation == "eager"
 
 
 def test_too_many_layers_are_refused(checkpoint: Path) -> None:

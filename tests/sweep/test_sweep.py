@@ -243,9 +243,12 @@ def test_every_trial_is_a_configuration_of_its_own(load: Load, tmp_path: Path) -
             "select: {metric: gsm8k}",
             "select.metric=gsm8k: not in evaluation.tasks; expected one of",
         ),
-        ("select: {metric: gsm}", "select.metric='gsm': did you mean 'gsm8k'?"),
-        ("select: {spilt: dev}", "select.spilt: unknown key; did you mean 'split'?"),
-        ("scheduler: {hyperband: {}}", "scheduler.hyperband: unknown key; expected one of: asha"),
+        ("select: {metric: gsm}", "select.metric=gsm: not in evaluation.tasks; expected one of"),
+        ("select: {spilt: dev}", "select.spilt: unknown key; did you mean 'select.split'?"),
+        (
+            "scheduler: {hyperband: {}}",
+            "scheduler.hyperband: unknown key; expected one of: scheduler.asha",
+        ),
         ("search: grid", "search='grid': expected one of: optuna, random"),
     ],
 )
@@ -259,7 +262,7 @@ def test_bad_files(load: Load, tmp_path: Path, text: str, message: str) -> None:
 def test_bad_bases(tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     for text, message in (
-        ("base: {los.alpha: 1}", "base: los: unknown key; did you mean 'loss'?"),
+        ("base: {los.alpha: 1}", "base: los.alpha: unknown key; did you mean 'loss.alpha'?"),
         ("base: {loss: {alpha: much}}", "base: loss.alpha='much': Input should be a valid number"),
         ("base: {seed: 3}", "base.seed: the seeds are an axis of their own"),
         ("base: 3", "base=3: expected a mapping of settings"),

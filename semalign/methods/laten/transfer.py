@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from semalign.config.jobs import Config
-from semalign.config.sections import Laten, TaskName
+from semalign.config.sections import Laten
 from semalign.errors import UserError
 from semalign.methods.laten.hypernet import (
     Delta,
@@ -36,7 +36,7 @@ from semalign.methods.laten.trace import Kind, Row, in_teacher_ids, last_useful
 from semalign.models.decoder import Decoder, find_decoder
 from semalign.models.loading import copy_companions, load_model
 
-STEPS: dict[TaskName, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
+STEPS: dict[str, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def neuron_counts(share: float, intermediate_size: int, hidden_size: int) -> dic
     return {"ffn": int(exact * intermediate_size), "attn": int(exact * hidden_size)}
 
 
-def planned_steps(settings: Laten, task: TaskName, rows: int) -> int:
+def planned_steps(settings: Laten, task: str, rows: int) -> int:
     """`laten.steps`, or Table 4's of the task, but then at most one for each attribution row.
 
     Raises UserError for a `laten.steps` above the number of rows.
@@ -92,7 +92,7 @@ def transfer(
     align: Sequence[Row],
     student_to_teacher: Tensor,
     decode: Callable[[int], str],
-    task: TaskName,
+    task: str,
     settings: Laten,
     seed: int,
     on_step: Callable[[Step], None] | None = None,

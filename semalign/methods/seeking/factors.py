@@ -26,7 +26,7 @@ from semalign.core.losses import supervised_cross_entropy
 from semalign.errors import UserError
 from semalign.methods.checks import check_model
 from semalign.models.decoder import Decoder, find_decoder, logits, run_base
-from semalign.models.injection import VOCABULARY, Pair, Site, find_modules
+from semalign.models.injection import VOCABULARY, FactorPair, Site, find_modules
 from semalign.models.shapes import skeleton
 
 _NOTE = "seeking"  # the file's one metadata key: several would come out in any order
@@ -163,7 +163,7 @@ def best_window(scores: Tensor, shape: tuple[int, int]) -> Window:
     return Window(row, column, sums[row, column].item())
 
 
-def low_rank(block: Tensor, rank: int) -> Pair:
+def low_rank(block: Tensor, rank: int) -> FactorPair:
     """B (n, r) and A (r, m) with BA the best approximation of a block (n, m) by rank r: of its SVD
     the r largest singular values, all in B. r is clipped at min(n, m).
 
@@ -182,7 +182,7 @@ class Factors:
     the teacher's dtype, where `subtract` is `block`.
     """
 
-    pairs: dict[str, Pair]
+    pairs: dict[str, FactorPair]
     layers: tuple[int, ...]
     windows: dict[str, Window]
     blocks: dict[str, Tensor] = field(default_factory=dict)
@@ -286,7 +286,7 @@ def _path(sites: dict[Site, str], site: Site) -> str:
     return sites[site]
 
 
-def _check_fits(path: str, shape: tuple[int, int], theirs: nn.Module, shared: Pair) -> None:
+def _check_fits(path: str, shape: tuple[int, int], theirs: nn.Module, shared: FactorPair) -> None:
     """Before the teacher is run: all its layers are of one shape."""
     n, m = theirs.weight.shape
     if path.split(".")[-1] in VOCABULARY:
@@ -306,7 +306,7 @@ def _cut(weight: Tensor, window: Window, shape: tuple[int, int]) -> Tensor:
 
 
 def _vocabulary_block(
-    weight: Tensor, scores: Tensor, shape: tuple[int, int], shared: Pair
+    weight: Tensor, scores: Tensor, shape: tuple[int, int], shared: FactorPair
 ) -> tuple[Window, Tensor]:
     """The best columns over the shared rows of (V_t, m_t), at the student's rows of (V_s, m_s)."""
     ours, theirs = (ids.to(weight.device) for ids in shared)
@@ -317,7 +317,7 @@ def _vocabulary_block(
     return window, block
 
 
-def _vocabulary_factors(block: Tensor, ids: Tensor, rank: int, name: str) -> Pair:
+def _vocabulary_factors(block: Tensor, ids: Tensor, rank: int, name: str) -> FactorPair:
     """Of an embedding the transpose's; rows that are not shared are zero to the bit."""
     ids = ids.to(block.device)
     if name == "embed_tokens":

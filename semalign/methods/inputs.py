@@ -1,0 +1,144 @@
+"""What a transfer starts from: models by reference, examples as token ids; no weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from semalign.config.jobs import Config
+from semalign.core.pairing import STRATEGIES
+from semalign.data.dataset import Dataset
+from semalign.data.labels import mislabel
+from semalign.data.root import data_root
+from semalign.data.tokens import tokenise, translate
+from semalign.errors import UserError
+from semalign.models import published
+from semalign.models.loading import load_tokenizer
+from semalign.models.reference import Model
+from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.stages.scoring import chosen_protocol
+from semalign.tasks import find_task, load_split
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """Both models, the tokens that they share, and the examples in both models' ids.
+
+    `train` has all answers, whatever `data.labelled_limit`: what the models compute on them is
+    stored once for all settings of it. `align` is LaTen's alignment split.
+    """
+
+    teacher: Model
+    student: Model
+    shared: Overlap
+    train: Dataset
+    train_teacher: Dataset
+    attribution: Dataset
+    attribution_teacher: Dataset
+    align: Dataset
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Models whose published shape stands in for them."""
+        return tuple(model.path for model in (self.teacher, self.student) if model.absent)
+
+
+def load_inputs(config: Config, *, align_split: str | None = None, planned: bool = False) -> Inputs:
+    """Read and check everything that can be checked before weights are loaded.
+
+    `align_split` is read too where a method needs it. To plan, of the paper's models the published
+    shape will do where they are absent.
+
+    Raises UserError for missing models, data or splits, a vocabulary overlap below
+    `alignment.min_overlap`, an unknown task or pairing strategy, and layers out of range.
+    """
+    teacher, student = (_model(config, path, planned) for path in (config.teacher, config.student))
+    check_layers(config, teacher.layers, student.layers)
+    tokenizer, shared = _vocabularies(teacher, student)
+    if shared.fraction < config.alignment.min_overlap or not len(shared.student_ids):
+        raise UserError(
+            f"alignment.min_overlap={config.alignment.min_overlap}: only {shared.fraction:.1%} of "
+            f"the tokens of {config.student} are in the vocabulary of {config.teacher}; expected "
+            "models of one family"
+        )
+    root, data = data_root(config.data.root), config.data
+    find_task(data.task)
+    splits = {}
+    names = dict.fromkeys([data.train_split, data.attribution_split, align_split])
+    for split in (name for name in names if name is not None):
+        examples = load_split(root, data.task, split)
+        if split == data.train_split:
+            examples = mislabel(examples[: data.train_limit], data)
+        splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
+    chosen_protocol(config.evaluation)
+    for split in config.evaluation.splits:
+        for task in config.evaluation.tasks:
+            load_split(data_root(config.evaluation.root or data.root), task, split)
+    train, attribution = splits[data.train_split], splits[data.attribution_split]
+    table = shared.student_to_teacher
+    return Inputs(
+        teacher=teacher,
+        student=student,
+        shared=shared,
+        train=train,
+        train_teacher=Dataset(translate(train.tokens, table)),
+        attribution=attribution,
+        attribution_teacher=Dataset(translate(attribution.tokens, table)),
+        align=splits[align_split] if align_split else Dataset([]),
+    )
+
+
+def _model(config: Config, path: str, planned: bool) -> Model:
+    return Model.open(
+        path,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        cache=config.work / "fingerprints",
+        planned=planned,
+    )
+
+
+def _vocabularies(teacher: Model, student: Model) -> tuple[Any, Overlap]:
+    """The student's tokenizer, and what its vocabulary shares with the teacher's."""
+    if teacher.absent or student.absent:
+        return published.stand_in(teacher.config, student.config)
+    tokenizers = [
+        load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+        for model in (student, teacher)
+    ]
+    return tokenizers[0], vocabulary_overlap(
+        *tokenizers,
+        student_rows=student.config.vocab_size,
+        teacher_rows=teacher.config.vocab_size,
+    )
+
+
+def check_layers(config: Config, teacher_layers: int, student_layers: int) -> None:
+    """Raise UserError for an unknown pairing strategy and for layers that do not exist."""
+    pairing = config.pairing
+    strategy = STRATEGIES.find(pairing.strategy, "pairing.strategy")
+    if "explicit" in strategy.looks_at and not pairing.explicit:
+        raise UserError(
+            f"pairing.explicit: the {pairing.strategy} strategy needs pairs, e.g. [[6, 4]]"
+        )
+    for teacher, student in pairing.explicit or ():
+        _in_range("pairing.explicit: teacher", teacher, teacher_layers)
+        _in_range("pairing.explicit: student", student, student_layers)
+    for number in config.extraction.layers:
+        _in_range("extraction.layers: teacher", number, teacher_layers)
+    if config.attribution.top_n > teacher_layers:
+        raise UserError(
+            f"attribution.top_n={config.attribution.top_n}: the teacher has {teacher_layers} layers"
+        )
+
+
+def _in_range(what: str, number: int, count: int) -> None:
+    if not 1 <= number <= count:
+        raise UserError(f"{what} layer {number} is out of range; expected 1..{count}")
+
+
+def labelled(config: Config, rows: Sequence[Any]) -> int | None:
+    """How many of the rows have labels, from the first; None: all."""
+    limit = config.data.labelled_limit
+    return limit if limit is not None and limit < len(rows) else None

@@ -1,0 +1,237 @@
+"""Methods of transfer: which settings one uses, what it makes in which order, what comes out."""
+
+from __future__ import annotations
+
+import functools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from semalign.artifacts.artifact import Artifact, Workspace
+from semalign.artifacts.files import content_key
+from semalign.config.describe import given_settings, leaf_settings, runtime_settings
+from semalign.config.dotted import lookup, nested
+from semalign.config.jobs import Config
+from semalign.core.pairing import Pair
+from semalign.errors import UserError
+from semalign.methods.inputs import Inputs, load_inputs
+from semalign.registry import Registry
+from semalign.stages.judged import evaluated_content
+
+# Table 5: epochs and learning rate; every task that it does not name has the others' values.
+_EPOCHS, _OTHER_EPOCHS = {"humaneval": 3}, 5
+_LR, _OTHER_LR = {"humaneval": 3e-5}, 3e-4
+LARGEST_RANK = 512  # of a LoRA that vLLM serves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The artifacts of a transfer in the order in which they are made; the last is its result."""
+
+    pairs: tuple[Pair, ...]
+    artifacts: tuple[Artifact, ...]
+
+    @property
+    def result(self) -> Artifact:
+        return self.artifacts[-1]
+
+
+class Method(ABC):
+    """One way to transfer. An instance is registered by its name in METHODS.
+
+    `pairs_layers`: it trains the student layers that `pairing` pairs. `align_split` names the split
+    of alignment rows, for methods that read one.
+    """
+
+    pairs_layers: ClassVar[bool] = False
+
+    @property
+    def description(self) -> str:
+        return (type(self).__doc__ or "").partition("\n")[0]
+
+    def effective(self, config: Config) -> Config:
+        """The configuration with the values that this method gives to what was left open."""
+        return config
+
+    @abstractmethod
+    def unused(self, config: Config) -> Mapping[str, str]:
+        """Settings, or sections, without an effect, each with the setting that decides so."""
+
+    def align_split(self, config: Config) -> str | None:
+        return None
+
+    def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
+        """What has to be made before the pairs are known."""
+        return ()
+
+    def pairs(self, config: Config, inputs: Inputs, first: Sequence[Path]) -> tuple[Pair, ...]:
+        """The pairs to train, from the folders of what was made first."""
+        return ()
+
+    def possible_pairs(self, config: Config, inputs: Inputs) -> Iterator[tuple[Pair, ...]]:
+        """All that `pairs` might return, whatever is found first; from shapes alone."""
+        yield ()
+
+    @abstractmethod
+    def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
+        """Everything that is made, with the given pairs."""
+
+    @abstractmethod
+    def rank(self, config: Config) -> int | None:
+        """Of the LoRA adapter that comes out; None when it is a whole student."""
+
+    def dtype(self, config: Config) -> str:
+        """What the result is run in when it is scored."""
+        return config.dtype
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def register_method(name: str, method: Method) -> None:
+    """Add a method of transfer: `method=<name>` in a configuration then runs it."""
+    METHODS.register(name, method)
+
+
+def method_of(config: Config) -> Method:
+    """Raises UserError for an unknown name."""
+    return METHODS.find(config.method, "method")
+
+
+def effective(config: Config) -> Config:
+    """The configuration with every open value filled in: the method's, or Table 5's of the task.
+
+    These values are logged, saved and hashed. Raises UserError for a setting that was given and has
+    no effect, naming the setting that decides so.
+    """
+    method = method_of(config)
+    found = _filled(method, config)
+    _refuse_unused(method, config, found)
+    rank = method.rank(found) or 0
+    if rank > LARGEST_RANK:
+        setting = next(name for name in used_settings(found) if name.endswith(".rank"))
+        raise UserError(
+            f"{setting}: the adapter would have rank {rank}; expected at most {LARGEST_RANK}, the "
+            "largest that vLLM serves"
+        )
+    return found
+
+
+def _filled(method: Method, config: Config) -> Config:
+    found = method.effective(config)
+    training, task = found.training, found.data.task
+    values = {
+        "epochs": training.epochs or _EPOCHS.get(task, _OTHER_EPOCHS),
+        "lr": training.lr or _LR.get(task, _OTHER_LR),
+        "lora": training.lora.model_copy(update={"alpha": training.lora.scaling_alpha}),
+    }
+    return found.model_copy(update={"training": training.model_copy(update=values)})
+
+
+def _refuse_unused(method: Method, config: Config, found: Config) -> None:
+    given = given_settings(config)
+    unused = {name: by for name, by in unused_settings(found).items() if name in given}
+    if not unused:
+        return
+    kept = {name: value for name, value in given.items() if name not in unused}
+    # what the settings would be if they had been left out
+    neutral = _filled(method, Config.model_validate(nested(kept))).model_dump(mode="json")
+    for name, decider in unused.items():
+        value = given[name]
+        if value != lookup(neutral, name):
+            raise UserError(f"{name}={_shown(value)}: has no effect with {decider}; leave it out")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str) if not isinstance(value, str) else value
+
+
+def unused_settings(config: Config) -> dict[str, str]:
+    """Every setting (dotted) that has no effect, with the setting that decides so.
+
+    `config` is an effective one. Settings of where and how a run goes are not among them.
+    """
+    found: dict[str, str] = {}
+    for prefix, decider in method_of(config).unused(config).items():
+        for name in _leaves(prefix):
+            found.setdefault(name, decider)
+    return found
+
+
+def used_settings(config: Config) -> dict[str, Any]:
+    """Dotted, every setting that decides what an effective configuration's transfer leaves."""
+    unused, runtime = unused_settings(config), runtime_settings(Config)
+    settings = _flat_leaves(config)
+    return {n: v for n, v in settings.items() if n not in unused and n not in runtime}
+
+
+def _flat_leaves(config: Config) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    found = {}
+    for name in leaf_settings(Config):
+        section, _, _ = name.rpartition(".")
+        if section and lookup(tree, section) is None:  # an optional section that is not given
+            continue
+        found[name] = lookup(tree, name)
+    return found
+
+
+@functools.cache
+def _leaves(prefix: str) -> tuple[str, ...]:
+    runtime = runtime_settings(Config)
+    names = [n for n in leaf_settings(Config) if n == prefix or n.startswith(f"{prefix}.")]
+    return tuple(name for name in names if name not in runtime)
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """A transfer that can be run: its effective configuration and its inputs."""
+
+    config: Config
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, config: Config, *, planned: bool = False) -> Transfer:
+        """Fill in and check the configuration, and read its inputs; loads no weights."""
+        found = effective(config)
+        split = method_of(found).align_split(found)
+        return cls(found, load_inputs(found, align_split=split, planned=planned))
+
+    @property
+    def method(self) -> Method:
+        return method_of(self.config)
+
+    @functools.cached_property
+    def first(self) -> tuple[Artifact, ...]:
+        """What has to be made before the pairs are known."""
+        return self.method.first(self.config, self.inputs)
+
+    def recipe(self, workspace: Workspace) -> Recipe:
+        """Everything that is made, once `first` is there."""
+        places = [workspace.place(artifact) for artifact in self.first]
+        pairs = self.method.pairs(self.config, self.inputs, places)
+        return self.method.recipe(self.config, self.inputs, pairs)
+
+    def known(self, workspace: Workspace) -> bool:
+        """Whether the recipe is known without making anything."""
+        return not workspace.missing(self.first)
+
+    def possible(self) -> Iterator[Recipe]:
+        """A recipe for all pairs that may be found, from shapes alone."""
+        for pairs in self.method.possible_pairs(self.config, self.inputs):
+            yield self.method.recipe(self.config, self.inputs, pairs)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names the run: models, rows and all settings that decide what it leaves."""
+        return content_key("transfer", used_settings(self.config), self._content())
+
+    def _content(self) -> list[Any]:
+        """The content of what the settings only name."""
+        inputs, config = self.inputs, self.config
+        models = [[m.weights, m.tokens, m.serving] for m in (inputs.teacher, inputs.student)]
+        rows = [inputs.train.key, inputs.attribution_teacher.key, inputs.align.key]
+        return [models, rows, evaluated_content(config)]

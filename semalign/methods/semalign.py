@@ -1,0 +1,13 @@
+"""SemAlign, the paper's method (section 4)."""
+
+from __future__ import annotations
+
+from semalign.methods.method import register_method
+from semalign.methods.paired import Paired
+
+
+class SemAlign(Paired):
+    """Train the paired layers on the teacher's outputs and on the answers (Eq. 5)."""
+
+
+register_method("semalign", SemAlign())

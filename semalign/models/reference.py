@@ -1,0 +1,90 @@
+"""A model by reference: where it is, how it is loaded, what it holds; no weights."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semalign.models import published
+from semalign.models.fingerprints import (
+    model_fingerprint,
+    serving_fingerprint,
+    tokenizer_fingerprint,
+)
+from semalign.models.loading import load_config
+from semalign.models.shapes import Shape, shape_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A model folder or hub id, how to load it, and the hashes of its content.
+
+    `config` is the Hugging Face configuration of its text model. `weights` hashes configuration
+    and weights, `tokens` the tokenizer, `serving` the chat template and the stop ids.
+    """
+
+    path: str
+    dtype: str
+    trust_remote_code: bool = False
+    config: Any
+    weights: str
+    tokens: str
+    serving: str
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        dtype: str,
+        trust_remote_code: bool = False,
+        cache: Path | None = None,
+        planned: bool = False,
+    ) -> Model:
+        """Read configuration and hashes. Hashes are kept in the folder `cache`.
+
+        `planned`: of the paper's models the published shape stands in where they are absent.
+
+        **Raises** `UserError` for a model that is missing or cannot be read.
+        """
+        known = {"path": path, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        if planned and published.absent(path):
+            config = published.published_config(path)
+            return cls(**known, config=config, weights=path, tokens=path, serving=path)
+        config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
+        return cls(
+            **known,
+            config=config,
+            weights=model_fingerprint(path, cache=cache),
+            tokens=tokenizer_fingerprint(path, cache=cache),
+            serving=serving_fingerprint(path, cache=cache),
+        )
+
+    @property
+    def absent(self) -> bool:
+        """Whether a published shape stands in for it."""
+        return self.weights == self.path
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What determines the hidden states of given token ids."""
+        return {"weights": self.weights, "dtype": self.dtype}
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        return shape_of(self.config)
+
+    @property
+    def layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights in the dtype."""
+        return self.shape.weights * self.shape.bytes(self.dtype)
