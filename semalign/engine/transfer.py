@@ -22,8 +22,9 @@ from semalign.models.heads import find_lm_head
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a transfer leaves: its folder, its MLflow run, and its scores."""
+    """What a transfer leaves: its effective configuration, folder, MLflow run and scores."""
 
+    config: Config
     folder: Path
     run_id: str
     scored: Scored
@@ -72,7 +73,7 @@ def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
         recording.finish(run, prepared, recipe, scored, timer)
     recording.point_latest(folder)
     recording.show(config, scored, folder, run)
-    return Outcome(folder, run.run_id, scored)
+    return Outcome(config, folder, run.run_id, scored)
 
 
 @contextlib.contextmanager

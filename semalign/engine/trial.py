@@ -69,7 +69,7 @@ def run_trial(params: dict[str, str], shared: Shared) -> None:
         write_json(ended(shared.folder, trial, "failed"), {"error": said})
         raise
     ended(shared.folder, trial, "failed").unlink(missing_ok=True)
-    tune.report({"score": score, "epoch": trial.config.epochs})
+    tune.report({"score": score, "epoch": trial.config.training.epochs})
 
 
 def _set_up_ray_train() -> None:

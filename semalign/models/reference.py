@@ -49,17 +49,24 @@ class Model:
 
         **Raises** `UserError` for a model that is missing or cannot be read.
         """
-        known = {"path": path, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if planned and published.absent(path):
-            config = published.published_config(path)
-            return cls(**known, config=config, weights=path, tokens=path, serving=path)
-        config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
+            config, hashes = published.published_config(path), (path, path, path)
+        else:
+            config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
+            hashes = (
+                model_fingerprint(path, cache=cache),
+                tokenizer_fingerprint(path, cache=cache),
+                serving_fingerprint(path, cache=cache),
+            )
+        weights, tokens, serving = hashes
         return cls(
-            **known,
+            path=path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
             config=config,
-            weights=model_fingerprint(path, cache=cache),
-            tokens=tokenizer_fingerprint(path, cache=cache),
-            serving=serving_fingerprint(path, cache=cache),
+            weights=weights,
+            tokens=tokens,
+            serving=serving,
         )
 
     @property

@@ -42,8 +42,15 @@ class MapKind:
 
 
 MAPS: Registry[MapKind] = Registry("map")
-MAPS.register("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
-MAPS.register(
+
+
+def register_map(name: str, kind: MapKind) -> None:
+    """Add a map: `alignment.map=<name>` in a configuration then uses it."""
+    MAPS.register(name, kind)
+
+
+register_map("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
+register_map(
     "dual",
     MapKind(
         dual_map,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from semalign.analysis.measure import measure
 
 from semalign.analysis import FIGURES
 from semalign.analysis.decomposition import (
@@ -15,7 +16,6 @@ from semalign.analysis.decomposition import (
     tight_frame_cosine,
 )
 from semalign.analysis.inputs import load_figure_inputs
-from semalign.analysis.measure import measure
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
 from semalign.data.tokens import Tokens

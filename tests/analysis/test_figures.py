@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
+from semalign.analysis.measure import measure
 
 from semalign.analysis import FIGURES, AnalysisFigure, register_figure
 from semalign.analysis.figure import FigureData, FigureInputs, FigureTable
 from semalign.analysis.inputs import load_figure_inputs
-from semalign.analysis.measure import measure
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
 from semalign.errors import UserError

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from semalign.analysis.measure import measure
 
 from semalign import cli
 from semalign.analysis.inputs import load_figure_inputs
-from semalign.analysis.measure import measure
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
 from semalign.engine.analysis import run_analysis

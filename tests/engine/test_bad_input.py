@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from semalign.engine.steps import Steps
 from semalign.stages.inputs import load_inputs
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from semalign import cli
 from semalign.config.jobs import Config
-from semalign.engine.steps import Steps
 
 Complain = Callable[..., str]
 
