@@ -16,7 +16,7 @@ from torch import nn
 
 from semalign.analysis.figure import FIGURES, AnalysisFigure, FigureInputs
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import read_json, sha256, write_json
+from semalign.files import read_json, sha256, write_json
 from semalign.artifacts.host import Host
 from semalign.config.jobs import AnalysisJob
 from semalign.data.tokens import fingerprint

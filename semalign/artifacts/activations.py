@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from semalign.artifacts.artifact import MANIFEST
-from semalign.artifacts.files import locked, read_json, sha256, write_json, writing
+from semalign.files import locked, read_json, sha256, write_json, writing
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import write_json, write_text
+from semalign.files import write_json, write_text
 from semalign.artifacts.local import Timer
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.core.attribution import critical_layers

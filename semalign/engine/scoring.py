@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import check_writable, content_key
+from semalign.files import check_writable, content_key
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semalign.artifacts.files import write_text
+from semalign.files import write_text
 from semalign.artifacts.local import Timer
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config

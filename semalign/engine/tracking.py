@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from semalign.artifacts.files import locked
+from semalign.files import locked
 from semalign.config.jobs import Job
 from semalign.errors import UserError
 

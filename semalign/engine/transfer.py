@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semalign.artifacts.artifact import Workspace, union
-from semalign.artifacts.files import check_writable
+from semalign.files import check_writable
 from semalign.artifacts.host import Observer
 from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
 from semalign.config.jobs import Config

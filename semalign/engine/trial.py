@@ -19,7 +19,7 @@ import ray
 from ray import tune
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import write_json
+from semalign.files import write_json
 from semalign.artifacts.local import Executor, LocalExecutor, Timer
 from semalign.artifacts.records import read_records
 from semalign.engine import recording, sweep_recording

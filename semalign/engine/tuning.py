@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from semalign.artifacts.artifact import Artifact, Workspace, union
-from semalign.artifacts.files import check_writable, content_key
+from semalign.files import check_writable, content_key
 from semalign.artifacts.local import Timer, make_all
 from semalign.config.jobs import Config
 from semalign.core.statistics import Score

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from semalign.artifacts.artifact import Artifact, Workspace
-from semalign.artifacts.files import content_key
+from semalign.files import content_key
 from semalign.config.describe import given_settings, leaf_settings, runtime_settings
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair
 from semalign.errors import UserError
 from semalign.methods.inputs import Inputs, load_inputs
+from semalign.plugins import load_plugins
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
 
@@ -107,6 +108,7 @@ def effective(config: Config) -> Config:
     These values are logged, saved and hashed. Raises UserError for a setting that was given and has
     no effect, naming the setting that decides so.
     """
+    load_plugins(config.plugins)
     method = method_of(config)
     found = _filled(method, config)
     _refuse_unused(method, config, found)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import read_json, write_json
+from semalign.files import read_json, write_json
 from semalign.artifacts.host import Host
 from semalign.config.sections import Attribution
 from semalign.core.attribution import layer_scores

@@ -14,7 +14,7 @@ from torch import nn
 
 from semalign.artifacts.activations import DTYPES, ActivationStore, Column
 from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Json
-from semalign.artifacts.files import read_json
+from semalign.files import read_json
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction
 from semalign.core.pairing import paper_number

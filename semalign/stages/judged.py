@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import content_key
+from semalign.files import content_key
 from semalign.artifacts.host import Host
 from semalign.artifacts.records import Journal, Record
 from semalign.config.jobs import Config

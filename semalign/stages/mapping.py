@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import writing
+from semalign.files import writing
 from semalign.artifacts.host import Host
 from semalign.config.sections import Alignment
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients

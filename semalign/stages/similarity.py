@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import read_json, write_json
+from semalign.files import read_json, write_json
 from semalign.artifacts.host import Host
 from semalign.core.similarity import MinibatchCKA
 from semalign.data.batches import pad

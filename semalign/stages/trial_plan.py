@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from semalign.artifacts.files import content_key
+from semalign.files import content_key
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair, code_index
 from semalign.data.root import data_root

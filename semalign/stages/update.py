@@ -19,7 +19,7 @@ import torch
 
 from semalign.artifacts.activations import Column
 from semalign.artifacts.artifact import Artifact, Cost, Json, Workspace
-from semalign.artifacts.files import making, sha256
+from semalign.files import making, sha256
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction, Loss, Training
 from semalign.core.losses import OBJECTIVES

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from semalign.artifacts.files import content_key
+from semalign.files import content_key
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.config.read import validate

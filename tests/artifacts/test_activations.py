@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from semalign.artifacts.activations import ActivationStore, Column
-from semalign.artifacts.files import write_text
+from semalign.files import write_text
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from semalign.artifacts.activations import ActivationStore, Column
-from semalign.artifacts.files import sha256
+from semalign.files import sha256
 from semalign.config.jobs import Config
 from semalign.data.tokens import Tokens
 from semalign.engine.extraction import ActorShape, extract
