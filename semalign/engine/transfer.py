@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.artifact import Workspace, union
 from semalign.artifacts.files import check_writable
 from semalign.artifacts.host import Observer
 from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
@@ -89,13 +89,16 @@ def _executor(
         yield executor
 
 
-def make(prepared: Transfer, executor: Executor) -> Recipe:
-    """Make everything of a transfer, or find it made; returns what there is."""
+def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Recipe:
+    """Make everything of a transfer, or find it made; returns what there is.
+
+    `quiet`: the pairs are not printed.
+    """
     make_all(executor, prepared.first)
     recipe = prepared.recipe(executor.workspace)
-    for pair in recipe.pairs:
+    for pair in () if quiet else recipe.pairs:
         print(f"[pair] {prepared.config.pairing.strategy}; {pair}", flush=True)
-    make_all(executor, (a for a in recipe.artifacts if a not in prepared.first))
+    make_all(executor, union(recipe.artifacts)[len(prepared.first) :])
     return recipe
 
 

@@ -110,6 +110,8 @@ def effective(config: Config) -> Config:
     method = method_of(config)
     found = _filled(method, config)
     _refuse_unused(method, config, found)
+    if found.loss.alpha == found.loss.beta == found.loss.gamma == 0:
+        raise UserError("loss: alpha, beta and gamma are all 0: there is nothing to learn")
     rank = method.rank(found) or 0
     if rank > LARGEST_RANK:
         setting = next(name for name in used_settings(found) if name.endswith(".rank"))
@@ -138,7 +140,7 @@ def _refuse_unused(method: Method, config: Config, found: Config) -> None:
         return
     kept = {name: value for name, value in given.items() if name not in unused}
     # what the settings would be if they had been left out
-    neutral = _filled(method, Config.model_validate(nested(kept))).model_dump(mode="json")
+    neutral = _filled(method, Config.model_validate(nested(kept))).model_dump()
     for name, decider in unused.items():
         value = given[name]
         if value != lookup(neutral, name):

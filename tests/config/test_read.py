@@ -15,17 +15,21 @@ from semalign.sweep.file import load_sweep
 from semalign.sweep.trials import trials
 
 
+def test_defaults_are_the_papers() -> None:
+    config = resolve()
+    assert config.training.batch_size == 64
+    assert config.training.lora.rank == 16
+    assert config.training.lora.scaling_alpha == 32
+    assert set(config.training.lora.target_modules) == {"up_proj", "down_proj", "v_proj", "o_proj"}
+
+
 def test_later_layers_win(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("loss: {alpha: 0.1, beta: 2}\nseed: 3\n")
     second.write_text("loss: {alpha: 0.2}\n")
     config = resolve([first, second], ["loss.beta=0.5", "training.lr=1e-3"])
-    assert (config.loss.alpha, config.loss.beta, config.seed, config.training.lr) == (
-        0.2,
-        0.5,
-        3,
-        1e-3,
-    )
+    loss, training = config.loss, config.training
+    assert (loss.alpha, loss.beta, config.seed, training.lr) == (0.2, 0.5, 3, 1e-3)
 
 
 def test_workdir_becomes_absolute() -> None:
