@@ -62,7 +62,8 @@ def test_the_words_for_types() -> None:
 @pytest.mark.parametrize(
     "value",
     [None, True, 3, -1, 0.1, 3e-05, 1e16, 1e300, float("inf"), "", "a", "null", "Yes", "1e-3",
-     "a b", "a: b", "a, b", "/x-y/z_w", "-", "#", "ü", "12", [], ["a", "no"], [[1, 2]], ["a,b"], {"a": 1}],
+     "a b", "a: b", "a, b", "/x-y/z_w", "-", "#", "ü", "12",
+     [], ["a", "no"], [[1, 2]], ["a,b"], {"a": 1}],
 )  # fmt: skip
 def test_values_read_as_they_were(value: object) -> None:
     text = yaml_text(value)
