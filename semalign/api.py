@@ -49,9 +49,9 @@ def semantic_map(
 ) -> Transport:
     """The map from the teacher's space to the student's (Eq. 1-2), over the tokens both have.
 
-    Called with (..., D_T) hidden states it returns (..., D_S); `.matrix` is (D_S, D_T), or None with
-    `top_k`, which keeps so many of the strongest coefficients. **Raises** `UserError` for missing
-    models and an unknown `map`.
+    Called with (..., D_T) hidden states it returns (..., D_S). `.matrix` is (D_S, D_T), or None
+    with `top_k`, which keeps so many of the strongest coefficients. **Raises** `UserError` for
+    missing models and an unknown `map`.
     """
     import tempfile
 
@@ -216,7 +216,9 @@ def evaluate(
     local: bool = False,
     **settings: Settings,
 ) -> pd.DataFrame:
-    """Scores of a model, or of adapters of it, as percentages: a row each, a column a (split, task).
+    """Scores of a model, or of adapters of it, as percentages.
+
+    The table has a row for each of them and a column for each (split, task).
 
     `settings` are those of `ray_jobs/evaluate.py`, such as `splits`, `protocol` or `root`. Every
     answer is kept in the work folder and found again. **Raises** `UserError` for bad input.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semalign.artifacts.artifact import Workspace, union
-from semalign.files import check_writable
 from semalign.artifacts.host import Observer
 from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
 from semalign.config.jobs import Config
@@ -16,6 +15,7 @@ from semalign.engine import recording
 from semalign.engine.evaluation import Scored
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
+from semalign.files import check_writable
 from semalign.methods.method import Recipe, Transfer
 from semalign.models.heads import find_lm_head
 

@@ -17,7 +17,6 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from semalign.artifacts.artifact import Artifact, Workspace, union
-from semalign.files import check_writable, content_key
 from semalign.artifacts.local import Timer, make_all
 from semalign.config.jobs import Config
 from semalign.core.statistics import Score
@@ -37,6 +36,7 @@ from semalign.engine.trial import (
     stop,
 )
 from semalign.errors import Failed
+from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer, method_of
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Served, served

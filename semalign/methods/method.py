@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from semalign.artifacts.artifact import Artifact, Workspace
-from semalign.files import content_key
 from semalign.config.describe import given_settings, leaf_settings, runtime_settings
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair
 from semalign.errors import UserError
+from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
 from semalign.plugins import load_plugins
 from semalign.registry import Registry
@@ -63,6 +63,10 @@ class Method(ABC):
 
     def align_split(self, config: Config) -> str | None:
         return None
+
+    def trained_splits(self, config: Config) -> tuple[str, ...]:
+        """The splits whose answers change the student."""
+        return (config.data.train_split,)
 
     def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
         """What has to be made before the pairs are known."""
@@ -201,8 +205,14 @@ class Transfer:
     def of(cls, config: Config, *, planned: bool = False) -> Transfer:
         """Fill in and check the configuration, and read its inputs; loads no weights."""
         found = effective(config)
-        split = method_of(found).align_split(found)
-        return cls(found, load_inputs(found, align_split=split, planned=planned))
+        method = method_of(found)
+        inputs = load_inputs(
+            found,
+            trained=method.trained_splits(found),
+            align_split=method.align_split(found),
+            planned=planned,
+        )
+        return cls(found, inputs)
 
     @property
     def method(self) -> Method:

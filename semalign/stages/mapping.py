@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.files import writing
 from semalign.artifacts.host import Host
 from semalign.config.sections import Alignment
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients
+from semalign.files import writing
 from semalign.models.heads import read_lm_head
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap

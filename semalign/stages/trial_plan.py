@@ -10,11 +10,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from semalign.files import content_key
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair, code_index
 from semalign.data.root import data_root
 from semalign.data.tokens import Tokens, fingerprint
+from semalign.files import content_key
 from semalign.models.fingerprints import model_fingerprint
 from semalign.stages.costs import Shape, shape_of
 from semalign.stages.inputs import Inputs, check_layers, load_inputs

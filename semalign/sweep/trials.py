@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from semalign.files import content_key
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.config.read import validate
 from semalign.errors import UserError, nearest
+from semalign.files import content_key
 from semalign.sweep.axes import Option, Range
 from semalign.sweep.file import Sweep, naming
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from semalign.analysis.measure import measure
 
 from semalign.analysis import FIGURES
 from semalign.analysis.artifact import DrawnFigure

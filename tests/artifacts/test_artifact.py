@@ -18,13 +18,13 @@ import pytest
 
 from semalign.artifacts.activations import Column
 from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Workspace, ordered, union
-from semalign.artifacts.files import check_writable, content_key, locked, read_json
 from semalign.artifacts.host import Host
 from semalign.artifacts.local import LocalExecutor, make_all
 from semalign.config.sections import Extraction
 from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
+from semalign.files import check_writable, content_key, locked, read_json
 from semalign.models.reference import Model
 from semalign.stages.extraction import Activations
 
@@ -298,7 +298,7 @@ def test_a_half_written_manifest_is_one_line(tmp_path: Path) -> None:
 _WAITER = """
 import sys
 from pathlib import Path
-from semalign.artifacts.files import locked
+from semalign.files import locked
 with locked(Path(sys.argv[1]), "the store of two runs is begun"):
     print("mine")
 """
