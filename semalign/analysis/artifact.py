@@ -64,7 +64,6 @@ class DrawnFigure(Artifact):
             "rows": fingerprint(self.inputs.tokens),
             "shared": self.inputs.overlap and self.inputs.overlap.key,
             "adapter": job.adapter and adapter_fingerprint(job.adapter),
-            "batch_size": job.batch_size,
             **used,
         }
 

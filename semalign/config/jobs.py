@@ -140,7 +140,7 @@ class AnalysisJob(Job):
     """Measure the first so many examples of the split; null: all of them."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest example in tokens; a longer one loses its end."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1), RUNTIME] = 8
     """Examples in a forward pass."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the random directions and of the tokens that are drawn."""
