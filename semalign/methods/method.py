@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from semalign.artifacts.artifact import Artifact, Workspace
+from semalign.artifacts.artifact import Artifact, Json, Workspace
 from semalign.artifacts.files import content_key
 from semalign.config.describe import given_settings, leaf_settings, runtime_settings
 from semalign.config.dotted import lookup, nested
@@ -25,6 +25,22 @@ from semalign.stages.judged import evaluated_content
 _EPOCHS, _OTHER_EPOCHS = {"humaneval": 3}, 5
 _LR, _OTHER_LR = {"humaneval": 3e-5}, 3e-4
 LARGEST_RANK = 512  # of a LoRA that vLLM serves
+
+
+MOST_OUTCOMES = 20_000  # that a plan enumerates; of more a selection stands for all
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What may be found before the pairs are known, and the pairs that it leads to.
+
+    `findings`: (question, answer) in the order in which they are asked; which question comes next
+    depends on the answers so far. Questions that share an artifact's key are equal across
+    transfers, so that what one transfer finds decides the pairs of another one too.
+    """
+
+    findings: tuple[tuple[Hashable, Hashable], ...]
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +87,13 @@ class Method(ABC):
         """The pairs to train, from the folders of what was made first."""
         return ()
 
-    def possible_pairs(self, config: Config, inputs: Inputs) -> Iterator[tuple[Pair, ...]]:
+    def outcomes(self, config: Config, inputs: Inputs) -> Iterator[Outcome]:
         """All that `pairs` might return, whatever is found first; from shapes alone."""
-        yield ()
+        yield Outcome((), ())
+
+    def pairs_settings(self, config: Config) -> Json:
+        """What of an effective configuration decides `outcomes`, besides `first` and the models."""
+        return used_settings(config)
 
     @abstractmethod
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
@@ -163,27 +183,32 @@ def unused_settings(config: Config) -> dict[str, str]:
 
 def used_settings(config: Config) -> dict[str, Any]:
     """Dotted, every setting that decides what an effective configuration's transfer leaves."""
-    unused, runtime = unused_settings(config), runtime_settings(Config)
-    settings = _flat_leaves(config)
-    return {n: v for n, v in settings.items() if n not in unused and n not in runtime}
-
-
-def _flat_leaves(config: Config) -> dict[str, Any]:
+    unused = unused_settings(config)
     tree = config.model_dump(mode="json")
-    found = {}
-    for name in leaf_settings(Config):
-        section, _, _ = name.rpartition(".")
-        if section and lookup(tree, section) is None:  # an optional section that is not given
-            continue
-        found[name] = lookup(tree, name)
+    found: dict[str, Any] = {}
+    for section, names in _sections():
+        node = lookup(tree, section) if section else tree
+        if node is not None:  # an optional section may not be given
+            found |= {name: node[leaf] for name, leaf in names if name not in unused}
     return found
 
 
 @functools.cache
-def _leaves(prefix: str) -> tuple[str, ...]:
+def _sections() -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Each section with the dotted and the last names of its settings, without runtime ones."""
+    found: dict[str, list[tuple[str, str]]] = {}
     runtime = runtime_settings(Config)
-    names = [n for n in leaf_settings(Config) if n == prefix or n.startswith(f"{prefix}.")]
-    return tuple(name for name in names if name not in runtime)
+    for name in leaf_settings(Config):
+        section, _, leaf = name.rpartition(".")
+        if name not in runtime:
+            found.setdefault(section, []).append((name, leaf))
+    return tuple((section, tuple(names)) for section, names in found.items())
+
+
+@functools.cache
+def _leaves(prefix: str) -> tuple[str, ...]:
+    names = [name for _, names in _sections() for name, _ in names]
+    return tuple(name for name in names if name == prefix or name.startswith(f"{prefix}."))
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,8 +245,9 @@ class Transfer:
         return not workspace.missing(self.first)
 
     def possible(self) -> Iterator[Recipe]:
-        """A recipe for all pairs that may be found, from shapes alone."""
-        for pairs in self.method.possible_pairs(self.config, self.inputs):
+        """A recipe for all pairs that may be found, each once; from shapes alone."""
+        outcomes = self.method.outcomes(self.config, self.inputs)
+        for pairs in dict.fromkeys(outcome.pairs for outcome in outcomes):
             yield self.method.recipe(self.config, self.inputs, pairs)
 
     @functools.cached_property
