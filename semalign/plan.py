@@ -52,11 +52,16 @@ def plan_transfer(transfer: Transfer, workspace: Workspace) -> Plan:
     """What is missing in the work folder, and what it costs."""
     known = transfer.known(workspace)
     recipes = [transfer.recipe(workspace)] if known else list(transfer.possible())
+    config, settings = transfer.config, transfer.config.evaluation
+    items = evaluated_items(settings, data_root(settings.root or config.data.root))
     return Plan(
         transfer=transfer,
         pairs=recipes[0].pairs if known else None,
         trained=max(recipe.result.trained_parameters for recipe in recipes),
-        steps=(*recipe_steps(transfer.config, recipes, workspace), evaluation_step(transfer)),
+        steps=(
+            *recipe_steps(config, recipes, workspace),
+            evaluation_step(transfer, items),
+        ),
     )
 
 
@@ -101,12 +106,10 @@ def artifact_step(config: Config, artifact: Artifact, *, cached: bool = False) -
     return Step(stage=artifact.stage, cost=cost, actors=actors, gpus=gpus, cached=cached)
 
 
-def evaluation_step(transfer: Transfer) -> Step:
-    """Scoring the teacher, the student and what comes out."""
-    config, inputs = transfer.config, transfer.inputs
+def evaluation_step(transfer: Transfer, items: int) -> Step:
+    """Scoring the teacher, the student and what comes out, each by so many items."""
+    inputs = transfer.inputs
     own = inputs.teacher, inputs.student
-    settings = config.evaluation
-    items = evaluated_items(settings, data_root(settings.root or config.data.root))
     weights = sum(model.shape.weights for model in own) + inputs.student.shape.weights
     return scoring_step(
         transfer,

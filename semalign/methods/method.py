@@ -127,21 +127,28 @@ def effective(config: Config) -> Config:
     These values are logged, saved and hashed. Raises UserError for a setting that was given and has
     no effect, naming the setting that decides so.
     """
-    method = method_of(config)
-    found = _filled(method, config)
-    _refuse_unused(method, config, found)
-    rank = method.rank(found) or 0
+    found = filled(config)
+    check_effective(config, found)
+    return found
+
+
+def check_effective(config: Config, found: Config) -> None:
+    """Raise UserError for a setting that `config` gives and that has no effect in its effective
+    configuration `found`, and for an adapter of a rank that cannot be served.
+    """
+    _refuse_unused(config, found)
+    rank = method_of(found).rank(found) or 0
     if rank > LARGEST_RANK:
         setting = next(name for name in used_settings(found) if name.endswith(".rank"))
         raise UserError(
             f"{setting}: the adapter would have rank {rank}; expected at most {LARGEST_RANK}, the "
             "largest that vLLM serves"
         )
-    return found
 
 
-def _filled(method: Method, config: Config) -> Config:
-    found = method.effective(config)
+def filled(config: Config) -> Config:
+    """As `effective`, where settings without effect are not refused."""
+    found = method_of(config).effective(config)
     training, task = found.training, found.data.task
     values = {
         "epochs": training.epochs or _EPOCHS.get(task, _OTHER_EPOCHS),
@@ -151,14 +158,16 @@ def _filled(method: Method, config: Config) -> Config:
     return found.model_copy(update={"training": training.model_copy(update=values)})
 
 
-def _refuse_unused(method: Method, config: Config, found: Config) -> None:
-    given = given_settings(config)
-    unused = {name: by for name, by in unused_settings(found).items() if name in given}
+def _refuse_unused(config: Config, found: Config) -> None:
+    sections = config.model_fields_set
+    unused = {n: by for n, by in unused_settings(found).items() if n.partition(".")[0] in sections}
+    given = given_settings(config) if unused else {}
+    unused = {name: by for name, by in unused.items() if name in given}
     if not unused:
         return
     kept = {name: value for name, value in given.items() if name not in unused}
     # what the settings would be if they had been left out
-    neutral = _filled(method, Config.model_validate(nested(kept))).model_dump(mode="json")
+    neutral = filled(Config.model_validate(nested(kept))).model_dump(mode="json")
     for name, decider in unused.items():
         value = given[name]
         if value != lookup(neutral, name):

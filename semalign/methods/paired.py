@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import ClassVar
 from semalign.artifacts.activations import Column
 from semalign.artifacts.artifact import Artifact, Json, ordered
 from semalign.config.jobs import Config
+from semalign.config.sections import Alignment, Attribution, Extraction
 from semalign.core.attribution import critical_layers
 from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import STRATEGIES, Pair, code_index, pair_layers
@@ -60,22 +62,9 @@ class Paired(Method):
         looks_at = STRATEGIES.find(config.pairing.strategy, "pairing.strategy").looks_at
         found: list[Artifact] = []
         if "critical" in looks_at:
-            found.append(
-                LayerScores(
-                    model=inputs.teacher,
-                    rows=inputs.attribution_teacher,
-                    settings=config.attribution,
-                )
-            )
+            found.append(_scores(inputs, config.attribution))
         if "similarity" in looks_at:
-            found.append(
-                Similarity(
-                    teacher=inputs.teacher,
-                    student=inputs.student,
-                    teacher_rows=inputs.attribution_teacher,
-                    student_rows=inputs.attribution,
-                )
-            )
+            found.append(_similarity(inputs))
         return tuple(found)
 
     def pairs(self, config: Config, inputs: Inputs, first: Sequence[Path]) -> tuple[Pair, ...]:
@@ -128,31 +117,10 @@ class Paired(Method):
             num_layers=inputs.teacher.layers,
             extra_layers=[code_index(number) for number in extraction.layers],
         )
-        targets = Activations(
-            model=inputs.teacher,
-            rows=inputs.train_teacher,
-            columns=frozenset(columns),
-            positions=extraction.positions,
-            dtype=extraction.dtype,
-            extraction=extraction,
-        )
+        targets = _targets(inputs, extraction, frozenset(columns))
         layers = sorted({pair.student for pair in pairs})
-        prefix = Prefix(
-            model=inputs.student,
-            rows=inputs.train,
-            columns=frozenset([Column(layers[0], "input")]),
-            positions="all",
-            dtype=config.dtype,
-            extraction=extraction,
-        )
-        mapping = None
-        if uses_map(loss):
-            mapping = Map(
-                student=inputs.student,
-                teacher=inputs.teacher,
-                shared=inputs.shared,
-                alignment=config.alignment,
-            )
+        prefix = _prefix(inputs, extraction, config.dtype, layers[0])
+        mapping = _map(inputs, config.alignment) if uses_map(loss) else None
         update = Update(
             name=f"{config.data.task}-{config.method}",
             student=inputs.student,
@@ -175,6 +143,58 @@ class Paired(Method):
         stored = (targets,) if columns else ()
         before = ordered([*self.first(config, inputs), *stored, prefix, *_one(mapping)])
         return Recipe(pairs=pairs, artifacts=(*before, update))
+
+
+# Transfers of the same inputs share these: a key is made once, and a plan has thousands of them.
+
+
+@functools.lru_cache(maxsize=256)
+def _scores(inputs: Inputs, settings: Attribution) -> LayerScores:
+    return LayerScores(model=inputs.teacher, rows=inputs.attribution_teacher, settings=settings)
+
+
+@functools.lru_cache(maxsize=256)
+def _similarity(inputs: Inputs) -> Similarity:
+    return Similarity(
+        teacher=inputs.teacher,
+        student=inputs.student,
+        teacher_rows=inputs.attribution_teacher,
+        student_rows=inputs.attribution,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _targets(inputs: Inputs, extraction: Extraction, columns: frozenset[Column]) -> Activations:
+    return Activations(
+        model=inputs.teacher,
+        rows=inputs.train_teacher,
+        columns=columns,
+        positions=extraction.positions,
+        dtype=extraction.dtype,
+        extraction=extraction,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _prefix(inputs: Inputs, extraction: Extraction, dtype: str, layer: int) -> Prefix:
+    return Prefix(
+        model=inputs.student,
+        rows=inputs.train,
+        columns=frozenset([Column(layer, "input")]),
+        positions="all",
+        dtype=dtype,
+        extraction=extraction,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _map(inputs: Inputs, alignment: Alignment) -> Map:
+    return Map(
+        student=inputs.student,
+        teacher=inputs.teacher,
+        shared=inputs.shared,
+        alignment=alignment,
+    )
 
 
 def _one(mapping: Map | None) -> tuple[Map, ...]:
