@@ -72,6 +72,20 @@ class Artifact(ABC):
         """The models that have to be in memory to make it."""
         return ()
 
+    @property
+    def parts(self) -> frozenset[Any]:
+        """What is requested of an artifact that is made part by part; no part of the key."""
+        return frozenset()
+
+    def restricted(self, parts: frozenset[Any]) -> Self:
+        """The request for these of its parts alone."""
+        return self
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters are trained to make it."""
+        return 0
+
     @abstractmethod
     def cost(self) -> Cost:
         """From shapes alone; no weights are read."""

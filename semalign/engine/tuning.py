@@ -41,9 +41,9 @@ from semalign.methods.method import Transfer, method_of
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Served, served
 from semalign.sweep.file import Sweep
-from semalign.sweep.plan import contents, transfers
 from semalign.sweep.search import Point, load_optuna, suggest
 from semalign.sweep.summary import Key, Result, Summary, summarise
+from semalign.sweep.transfers import contents, transfers
 from semalign.sweep.trials import Trial, extremes, make_trial, references, trials
 
 
@@ -63,7 +63,7 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     check_writable(config.work)
     how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})
     ids = [trial.id for trial in planned]
-    key = content_key(sweep.name, ids, how, contents(possible, known))
+    key = content_key(sweep.name, ids, how, contents(known))
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
         compared = sweep.compare is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -149,8 +150,10 @@ class Map(Artifact):
         return {**settings, "shared": self.shared.key, **heads}
 
     def needs(self) -> tuple[Bases, ...]:
-        if not self.how.uses_bases:
-            return ()
+        return self._bases if self.how.uses_bases else ()
+
+    @functools.cached_property
+    def _bases(self) -> tuple[Bases, ...]:
         return Bases(model=self.student), Bases(model=self.teacher)
 
     def cost(self) -> Cost:

@@ -76,6 +76,7 @@ def test_runtime_settings() -> None:
     assert runtime_settings(Config) == {
         "workdir",
         "trust_remote_code",
+        "plugins",
         "tracking.uri",
         "tracking.experiment",
         "tracking.run_name",
@@ -99,7 +100,7 @@ def test_runtime_settings() -> None:
     }
     assert runtime_settings(EvaluationJob) == evaluation
     own = runtime_settings(AnalysisJob) - runtime_settings(Config)
-    assert own == {"num_cpus", "num_gpus", "device_map"}
+    assert own == {"num_cpus", "num_gpus", "device_map", "batch_size"}
     assert Config.model_json_schema()["properties"]["workdir"]["runtime"] is True
 
 

@@ -213,7 +213,7 @@ def test_every_setting_is_used_or_unused_or_runtime() -> None:
             "pairing.strategy=interpolate: did you mean 'interpolated'?",
         ),
         ("data.task=mmlo", "task 'mmlo' is unknown; did you mean 'mmlu'?"),
-        ("evaluation.tasks=[gsm8]", "protocol 'paper' does not say how to evaluate gsm8"),
+        ("evaluation.tasks=[gsm8]", "task 'gsm8' is unknown; did you mean 'gsm8k'?"),
         ("evaluation.protocol=papr", "protocol 'papr' is unknown; did you mean 'paper'?"),
     ],
 )  # fmt: skip
