@@ -49,9 +49,7 @@ def test_what_has_an_effect_changes_the_run_the_trial_and_an_artifact(measured: 
         if not change.used:
             continue
         assert {"run", "trial"} <= change.columns, change
-        excused = (
-            change.setting in NO_ARTIFACT or (change.setting, change.base) in ONLY_OF_THE_RUN
-        )
+        excused = change.setting in NO_ARTIFACT or (change.setting, change.base) in ONLY_OF_THE_RUN
         assert excused or change.columns & set(ARTIFACTS), change
 
 
