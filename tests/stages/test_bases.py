@@ -1,4 +1,4 @@
-"""Semantic bases are of the whole head, made once a model; a map takes the shared tokens' columns."""
+"""Semantic bases are of the whole head, made once a model; a map takes the shared columns."""
 
 from __future__ import annotations
 
