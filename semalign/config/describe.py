@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import types
@@ -54,7 +55,12 @@ def leaf_settings(schema: type[BaseModel]) -> dict[str, Setting]:
     A section that may be null, such as `evaluation.sampling`, is a setting too, of default None;
     its parts follow, with the defaults that they have where the section is given.
     """
-    return {setting.name: setting for setting in _leaves(schema, "", runtime=False)}
+    return {setting.name: setting for setting in _settings(schema)}
+
+
+@functools.cache
+def _settings(schema: type[BaseModel]) -> tuple[Setting, ...]:
+    return tuple(_leaves(schema, "", runtime=False))
 
 
 def _leaves(schema: type[BaseModel], prefix: str, *, runtime: bool) -> Iterator[Setting]:
@@ -91,6 +97,7 @@ def inner_section(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+@functools.cache
 def runtime_settings(schema: type[BaseModel]) -> frozenset[str]:
     """Dotted names of the settings that decide where and how fast a run goes, and nothing of what
     comes out.

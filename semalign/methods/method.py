@@ -274,11 +274,13 @@ class Transfer:
     @functools.cached_property
     def key(self) -> str:
         """Names the run: models, rows and all settings that decide what it leaves."""
-        return content_key("transfer", used_settings(self.config), self._content())
+        used = used_settings(self.config)
+        return content_key("transfer", used, self._content(used))
 
-    def _content(self) -> list[Any]:
-        """The content of what the settings only name."""
-        inputs, config = self.inputs, self.config
+    def _content(self, used: Mapping[str, Any]) -> list[Any]:
+        """The content of what the used settings only name."""
+        inputs = self.inputs
         models = [[m.weights, m.tokens, m.serving] for m in (inputs.teacher, inputs.student)]
-        rows = [inputs.train.key, inputs.attribution_teacher.key, inputs.align.key]
-        return [models, rows, evaluated_content(config)]
+        attribution = inputs.attribution.key if "data.attribution_split" in used else None
+        rows = [inputs.train.key, attribution, inputs.align.key]
+        return [models, rows, evaluated_content(self.config)]
