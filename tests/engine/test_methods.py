@@ -12,8 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign.config.read import resolve
-from semalign.engine.transfer import transferred
+from semalign.engine.scoring import transferred
 from semalign.engine.tuning import ablate
+from semalign.methods.method import Transfer
 from semalign.report import comparison
 from semalign.sweep.file import load_sweep
 from semalign.sweep.summary import Summary
@@ -87,11 +88,15 @@ def test_mlflow_has_a_run_for_each(done: Done) -> None:
         assert "test/mmlu/transferred" in run.data.metrics
 
 
-def test_latens_student_is_run_in_float32(tmp_path: Path) -> None:
+def test_latens_student_is_run_in_float32(done: Done) -> None:
     """Its deltas are too small for bfloat16; what is an adapter runs as the others do."""
-    (tmp_path / "student").mkdir()
-    dtypes = {
-        method: transferred(resolve([], [f"method={method}", "dtype=bfloat16"]), tmp_path).dtype
-        for method in ("laten", "sft-all")
+    candidates = {}
+    for method in ("laten", "sft-all"):
+        [folder] = done.work.glob(f"transfers/mmlu-{method}-*")
+        config = resolve([], [f"method={method}", "dtype=bfloat16", f"workdir={done.work}"])
+        candidates[method] = transferred(Transfer.of(config), folder)
+    assert {method: found.model.dtype for method, found in candidates.items()} == {
+        "laten": "float32",
+        "sft-all": "bfloat16",
     }
-    assert dtypes == {"laten": "float32", "sft-all": None}
+    assert candidates["laten"].adapter is None and candidates["sft-all"].adapter is not None
