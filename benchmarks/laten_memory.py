@@ -27,7 +27,6 @@ from semalign.report.table import markdown
 from semalign.stages.measure import peak_bytes
 from semalign.tasks import load_split
 
-
 OPTIMIZER = 16  # bytes a trained parameter: itself, its gradient, two moments
 
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from semalign.analysis.figure import FIGURES, AnalysisFigure, FigureInputs
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import read_json, sha256, write_json
 from semalign.artifacts.host import Host
 from semalign.config.jobs import AnalysisJob
 from semalign.data.tokens import fingerprint
 from semalign.errors import UserError
+from semalign.files import read_json, sha256, write_json
 from semalign.models.decoder import find_decoder
 from semalign.models.peft_folder import adapter_fingerprint
 from semalign.models.reference import Model
@@ -64,7 +64,6 @@ class DrawnFigure(Artifact):
             "rows": fingerprint(self.inputs.tokens),
             "shared": self.inputs.overlap and self.inputs.overlap.key,
             "adapter": job.adapter and adapter_fingerprint(job.adapter),
-            "batch_size": job.batch_size,
             **used,
         }
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from semalign.artifacts.files import content_key, locked, making, read_json, write_json
+from semalign.files import content_key, locked, making, read_json, write_json
 
 if TYPE_CHECKING:
     from semalign.artifacts.host import Host
@@ -71,6 +71,20 @@ class Artifact(ABC):
     def models(self) -> tuple[Model, ...]:
         """The models that have to be in memory to make it."""
         return ()
+
+    @property
+    def parts(self) -> frozenset[Any]:
+        """What is requested of an artifact that is made part by part; no part of the key."""
+        return frozenset()
+
+    def restricted(self, parts: frozenset[Any]) -> Self:
+        """The request for these of its parts alone."""
+        return self
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters are trained to make it."""
+        return 0
 
     @abstractmethod
     def cost(self) -> Cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 _INSTALLED = "share/semalign/sweeps/"  # as pyproject.toml names it
@@ -18,6 +17,8 @@ def shipped_sweeps() -> dict[str, Path]:
 
 
 def _installed() -> list[Path]:
+    import importlib.metadata
+
     try:
         listed = importlib.metadata.files("semalign") or []
     except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 
@@ -34,6 +33,8 @@ def env_command() -> None:
 
 
 def _version(*distributions: str) -> str:
+    import importlib.metadata
+
     for name in distributions:
         try:
             version = importlib.metadata.version(name)

@@ -9,11 +9,11 @@ from pathlib import Path
 from semalign.analysis.artifact import DATA, IMAGE, DrawnFigure
 from semalign.analysis.inputs import load_figure_inputs
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import check_writable
 from semalign.artifacts.host import Host
 from semalign.config.dotted import flat
 from semalign.config.jobs import AnalysisJob
 from semalign.engine.tracking import Run, recorded, to_open
+from semalign.files import check_writable
 from semalign.report import table
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import check_writable, content_key
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
@@ -16,6 +15,7 @@ from semalign.data.root import data_root
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, evaluate, wanted_records
 from semalign.engine.tracking import recorded
+from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Served

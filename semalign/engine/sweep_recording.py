@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semalign.artifacts.files import write_text
 from semalign.artifacts.local import Timer
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
+from semalign.files import write_text
 from semalign.report import comparison, table
 from semalign.report import sweep as report
 from semalign.sweep.summary import Summary

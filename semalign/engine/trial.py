@@ -19,7 +19,6 @@ import ray
 from ray import tune
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import write_json
 from semalign.artifacts.local import Executor, LocalExecutor, Timer
 from semalign.artifacts.records import read_records
 from semalign.engine import recording, sweep_recording
@@ -27,6 +26,7 @@ from semalign.engine.executor import RayExecutor, threads, trains_here
 from semalign.engine.scoring import score_candidates, transferred
 from semalign.engine.tracking import Run
 from semalign.engine.transfer import make
+from semalign.files import write_json
 from semalign.methods.method import Transfer
 from semalign.stages.judged import Served
 from semalign.sweep.file import Sweep
@@ -69,7 +69,7 @@ def run_trial(params: dict[str, str], shared: Shared) -> None:
         write_json(ended(shared.folder, trial, "failed"), {"error": said})
         raise
     ended(shared.folder, trial, "failed").unlink(missing_ok=True)
-    tune.report({"score": score, "epoch": trial.config.epochs})
+    tune.report({"score": score, "epoch": trial.config.training.epochs})
 
 
 def _set_up_ray_train() -> None:

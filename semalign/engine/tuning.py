@@ -17,7 +17,6 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from semalign.artifacts.artifact import Artifact, Workspace, union
-from semalign.artifacts.files import check_writable, content_key
 from semalign.artifacts.local import Timer, make_all
 from semalign.config.jobs import Config
 from semalign.core.statistics import Score
@@ -37,13 +36,14 @@ from semalign.engine.trial import (
     stop,
 )
 from semalign.errors import Failed
+from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer, method_of
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Served, served
 from semalign.sweep.file import Sweep
-from semalign.sweep.plan import contents, transfers
 from semalign.sweep.search import Point, load_optuna, suggest
 from semalign.sweep.summary import Key, Result, Summary, summarise
+from semalign.sweep.transfers import contents, transfers
 from semalign.sweep.trials import Trial, extremes, make_trial, references, trials
 
 
@@ -63,7 +63,7 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     check_writable(config.work)
     how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})
     ids = [trial.id for trial in planned]
-    key = content_key(sweep.name, ids, how, contents(possible, known))
+    key = content_key(sweep.name, ids, how, contents(known))
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
         compared = sweep.compare is not None

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from semalign.artifacts.artifact import Artifact, Workspace
-from semalign.artifacts.files import content_key
+from semalign.artifacts.artifact import Artifact, Json, Workspace
 from semalign.config.describe import given_settings, leaf_settings, runtime_settings
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair
 from semalign.errors import UserError
+from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
@@ -25,6 +25,22 @@ from semalign.stages.judged import evaluated_content
 _EPOCHS, _OTHER_EPOCHS = {"humaneval": 3}, 5
 _LR, _OTHER_LR = {"humaneval": 3e-5}, 3e-4
 LARGEST_RANK = 512  # of a LoRA that vLLM serves
+
+
+MOST_OUTCOMES = 20_000  # that a plan enumerates; of more a selection stands for all
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What may be found before the pairs are known, and the pairs that it leads to.
+
+    `findings`: (question, answer) in the order in which they are asked; which question comes next
+    depends on the answers so far. Questions that share an artifact's key are equal across
+    transfers, so that what one transfer finds decides the pairs of another one too.
+    """
+
+    findings: tuple[tuple[Hashable, Hashable], ...]
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +79,10 @@ class Method(ABC):
     def align_split(self, config: Config) -> str | None:
         return None
 
+    def trained_splits(self, config: Config) -> tuple[str, ...]:
+        """The splits whose answers change the student."""
+        return (config.data.train_split,)
+
     def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
         """What has to be made before the pairs are known."""
         return ()
@@ -71,9 +91,13 @@ class Method(ABC):
         """The pairs to train, from the folders of what was made first."""
         return ()
 
-    def possible_pairs(self, config: Config, inputs: Inputs) -> Iterator[tuple[Pair, ...]]:
+    def outcomes(self, config: Config, inputs: Inputs) -> Iterator[Outcome]:
         """All that `pairs` might return, whatever is found first; from shapes alone."""
-        yield ()
+        yield Outcome((), ())
+
+    def pairs_settings(self, config: Config) -> Json:
+        """What of an effective configuration decides `outcomes`, besides `first` and the models."""
+        return used_settings(config)
 
     @abstractmethod
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
@@ -107,23 +131,30 @@ def effective(config: Config) -> Config:
     These values are logged, saved and hashed. Raises UserError for a setting that was given and has
     no effect, naming the setting that decides so.
     """
-    method = method_of(config)
-    found = _filled(method, config)
-    _refuse_unused(method, config, found)
+    found = filled(config)
+    check_effective(config, found)
+    return found
+
+
+def check_effective(config: Config, found: Config) -> None:
+    """Raise UserError for a setting that `config` gives and that has no effect in its effective
+    configuration `found`, for weights that are all 0, and for an adapter that cannot be served.
+    """
+    _refuse_unused(config, found)
     if found.loss.alpha == found.loss.beta == found.loss.gamma == 0:
         raise UserError("loss: alpha, beta and gamma are all 0: there is nothing to learn")
-    rank = method.rank(found) or 0
+    rank = method_of(found).rank(found) or 0
     if rank > LARGEST_RANK:
         setting = next(name for name in used_settings(found) if name.endswith(".rank"))
         raise UserError(
             f"{setting}: the adapter would have rank {rank}; expected at most {LARGEST_RANK}, the "
             "largest that vLLM serves"
         )
-    return found
 
 
-def _filled(method: Method, config: Config) -> Config:
-    found = method.effective(config)
+def filled(config: Config) -> Config:
+    """As `effective`, where settings without effect are not refused."""
+    found = method_of(config).effective(config)
     training, task = found.training, found.data.task
     values = {
         "epochs": training.epochs or _EPOCHS.get(task, _OTHER_EPOCHS),
@@ -133,14 +164,16 @@ def _filled(method: Method, config: Config) -> Config:
     return found.model_copy(update={"training": training.model_copy(update=values)})
 
 
-def _refuse_unused(method: Method, config: Config, found: Config) -> None:
-    given = given_settings(config)
-    unused = {name: by for name, by in unused_settings(found).items() if name in given}
+def _refuse_unused(config: Config, found: Config) -> None:
+    sections = config.model_fields_set
+    unused = {n: by for n, by in unused_settings(found).items() if n.partition(".")[0] in sections}
+    given = given_settings(config) if unused else {}
+    unused = {name: by for name, by in unused.items() if name in given}
     if not unused:
         return
     kept = {name: value for name, value in given.items() if name not in unused}
     # what the settings would be if they had been left out
-    neutral = _filled(method, Config.model_validate(nested(kept))).model_dump()
+    neutral = filled(Config.model_validate(nested(kept))).model_dump()
     for name, decider in unused.items():
         value = given[name]
         if value != lookup(neutral, name):
@@ -165,27 +198,32 @@ def unused_settings(config: Config) -> dict[str, str]:
 
 def used_settings(config: Config) -> dict[str, Any]:
     """Dotted, every setting that decides what an effective configuration's transfer leaves."""
-    unused, runtime = unused_settings(config), runtime_settings(Config)
-    settings = _flat_leaves(config)
-    return {n: v for n, v in settings.items() if n not in unused and n not in runtime}
-
-
-def _flat_leaves(config: Config) -> dict[str, Any]:
+    unused = unused_settings(config)
     tree = config.model_dump(mode="json")
-    found = {}
-    for name in leaf_settings(Config):
-        section, _, _ = name.rpartition(".")
-        if section and lookup(tree, section) is None:  # an optional section that is not given
-            continue
-        found[name] = lookup(tree, name)
+    found: dict[str, Any] = {}
+    for section, names in _sections():
+        node = lookup(tree, section) if section else tree
+        if node is not None:  # an optional section may not be given
+            found |= {name: node[leaf] for name, leaf in names if name not in unused}
     return found
 
 
 @functools.cache
-def _leaves(prefix: str) -> tuple[str, ...]:
+def _sections() -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Each section with the dotted and the last names of its settings, without runtime ones."""
+    found: dict[str, list[tuple[str, str]]] = {}
     runtime = runtime_settings(Config)
-    names = [n for n in leaf_settings(Config) if n == prefix or n.startswith(f"{prefix}.")]
-    return tuple(name for name in names if name not in runtime)
+    for name in leaf_settings(Config):
+        section, _, leaf = name.rpartition(".")
+        if name not in runtime:
+            found.setdefault(section, []).append((name, leaf))
+    return tuple((section, tuple(names)) for section, names in found.items())
+
+
+@functools.cache
+def _leaves(prefix: str) -> tuple[str, ...]:
+    names = [name for _, names in _sections() for name, _ in names]
+    return tuple(name for name in names if name == prefix or name.startswith(f"{prefix}."))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +237,14 @@ class Transfer:
     def of(cls, config: Config, *, planned: bool = False) -> Transfer:
         """Fill in and check the configuration, and read its inputs; loads no weights."""
         found = effective(config)
-        split = method_of(found).align_split(found)
-        return cls(found, load_inputs(found, align_split=split, planned=planned))
+        method = method_of(found)
+        inputs = load_inputs(
+            found,
+            trained=method.trained_splits(found),
+            align_split=method.align_split(found),
+            planned=planned,
+        )
+        return cls(found, inputs)
 
     @property
     def method(self) -> Method:
@@ -222,8 +266,9 @@ class Transfer:
         return not workspace.missing(self.first)
 
     def possible(self) -> Iterator[Recipe]:
-        """A recipe for all pairs that may be found, from shapes alone."""
-        for pairs in self.method.possible_pairs(self.config, self.inputs):
+        """A recipe for all pairs that may be found, each once; from shapes alone."""
+        outcomes = self.method.outcomes(self.config, self.inputs)
+        for pairs in dict.fromkeys(outcome.pairs for outcome in outcomes):
             yield self.method.recipe(self.config, self.inputs, pairs)
 
     @functools.cached_property

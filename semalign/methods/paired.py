@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from semalign.artifacts.activations import Column
-from semalign.artifacts.artifact import Artifact, ordered
+from semalign.artifacts.artifact import Artifact, Json, ordered
 from semalign.config.jobs import Config
+from semalign.config.sections import Alignment, Attribution, Extraction
 from semalign.core.attribution import critical_layers
 from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import STRATEGIES, Pair, code_index, pair_layers
 from semalign.errors import UserError
 from semalign.methods.inputs import Inputs, labelled
-from semalign.methods.method import Method, Recipe
+from semalign.methods.method import MOST_OUTCOMES, Method, Outcome, Recipe
 from semalign.stages.adaptation import adaptation
 from semalign.stages.attribution import LayerScores
 from semalign.stages.extraction import Activations, Prefix
@@ -59,22 +62,9 @@ class Paired(Method):
         looks_at = STRATEGIES.find(config.pairing.strategy, "pairing.strategy").looks_at
         found: list[Artifact] = []
         if "critical" in looks_at:
-            found.append(
-                LayerScores(
-                    model=inputs.teacher,
-                    rows=inputs.attribution_teacher,
-                    settings=config.attribution,
-                )
-            )
+            found.append(_scores(inputs, config.attribution))
         if "similarity" in looks_at:
-            found.append(
-                Similarity(
-                    teacher=inputs.teacher,
-                    student=inputs.student,
-                    teacher_rows=inputs.attribution_teacher,
-                    student_rows=inputs.attribution,
-                )
-            )
+            found.append(_similarity(inputs))
         return tuple(found)
 
     def pairs(self, config: Config, inputs: Inputs, first: Sequence[Path]) -> tuple[Pair, ...]:
@@ -88,22 +78,35 @@ class Paired(Method):
                 similarity = artifact.read(folder)
         return _pairs(config, inputs, critical, similarity)
 
-    def possible_pairs(self, config: Config, inputs: Inputs) -> Iterator[tuple[Pair, ...]]:
+    def outcomes(self, config: Config, inputs: Inputs) -> Iterator[Outcome]:
         """Of every ranking of the critical layers; a layer's most similar one may be any."""
-        looks_at = STRATEGIES.find(config.pairing.strategy, "pairing.strategy").looks_at
+        keys = {type(artifact): artifact.key for artifact in self.first(config, inputs)}
+        scored, compared = keys.get(LayerScores), keys.get(Similarity)
         layers, top_n = inputs.teacher.layers, config.attribution.top_n
-        if "critical" not in looks_at:
-            yield _pairs(config, inputs, range(top_n), None)
-            return
-        students = range(inputs.student.layers) if "similarity" in looks_at else (0,)
-        for critical in rankings(layers, top_n):
-            for student in students:
-                similar = [
-                    [float(column == student) for column in range(inputs.student.layers)]
-                    for _ in range(layers)
-                ]
-                similarity = similar if "similarity" in looks_at else None
-                yield _pairs(config, inputs, critical, similarity)
+        ours = inputs.student.layers
+        most = MOST_OUTCOMES // (2 * ours) if compared else MOST_OUTCOMES
+        orders = rankings(layers, top_n, most) if scored else [tuple(range(min(top_n, layers)))]
+        choices = similar(ours, top_n, MOST_OUTCOMES // len(orders)) if compared else [()]
+        for critical in orders:
+            ranked = [((scored, place), layer) for place, layer in enumerate(critical)]
+            for students in choices:
+                nearest = dict(zip(critical, students, strict=False))
+                alike = [((compared, layer), student) for layer, student in nearest.items()]
+                similarity = _peaks(nearest, layers, ours) if compared else None
+                yield Outcome(
+                    (*(ranked if scored else ()), *alike),
+                    _pairs(config, inputs, critical, similarity),
+                )
+
+    def pairs_settings(self, config: Config) -> Json:
+        pairing = config.pairing
+        looks_at = STRATEGIES.find(pairing.strategy, "pairing.strategy").looks_at
+        return [
+            pairing.strategy,
+            config.attribution.top_n,
+            pairing.explicit if "explicit" in looks_at else None,
+            config.seed if "seed" in looks_at else None,
+        ]
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
         loss, extraction = config.loss, config.extraction
@@ -114,31 +117,10 @@ class Paired(Method):
             num_layers=inputs.teacher.layers,
             extra_layers=[code_index(number) for number in extraction.layers],
         )
-        targets = Activations(
-            model=inputs.teacher,
-            rows=inputs.train_teacher,
-            columns=frozenset(columns),
-            positions=extraction.positions,
-            dtype=extraction.dtype,
-            extraction=extraction,
-        )
+        targets = _targets(inputs, extraction, frozenset(columns))
         layers = sorted({pair.student for pair in pairs})
-        prefix = Prefix(
-            model=inputs.student,
-            rows=inputs.train,
-            columns=frozenset([Column(layers[0], "input")]),
-            positions="all",
-            dtype=config.dtype,
-            extraction=extraction,
-        )
-        mapping = None
-        if uses_map(loss):
-            mapping = Map(
-                student=inputs.student,
-                teacher=inputs.teacher,
-                shared=inputs.shared,
-                alignment=config.alignment,
-            )
+        prefix = _prefix(inputs, extraction, config.dtype, layers[0])
+        mapping = _map(inputs, config.alignment) if uses_map(loss) else None
         update = Update(
             name=f"{config.data.task}-{config.method}",
             student=inputs.student,
@@ -163,13 +145,99 @@ class Paired(Method):
         return Recipe(pairs=pairs, artifacts=(*before, update))
 
 
+# Transfers of the same inputs share these: a key is made once, and a plan has thousands of them.
+
+
+@functools.lru_cache(maxsize=256)
+def _scores(inputs: Inputs, settings: Attribution) -> LayerScores:
+    return LayerScores(model=inputs.teacher, rows=inputs.attribution_teacher, settings=settings)
+
+
+@functools.lru_cache(maxsize=256)
+def _similarity(inputs: Inputs) -> Similarity:
+    return Similarity(
+        teacher=inputs.teacher,
+        student=inputs.student,
+        teacher_rows=inputs.attribution_teacher,
+        student_rows=inputs.attribution,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _targets(inputs: Inputs, extraction: Extraction, columns: frozenset[Column]) -> Activations:
+    return Activations(
+        model=inputs.teacher,
+        rows=inputs.train_teacher,
+        columns=columns,
+        positions=extraction.positions,
+        dtype=extraction.dtype,
+        extraction=extraction,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _prefix(inputs: Inputs, extraction: Extraction, dtype: str, layer: int) -> Prefix:
+    return Prefix(
+        model=inputs.student,
+        rows=inputs.train,
+        columns=frozenset([Column(layer, "input")]),
+        positions="all",
+        dtype=dtype,
+        extraction=extraction,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _map(inputs: Inputs, alignment: Alignment) -> Map:
+    return Map(
+        student=inputs.student,
+        teacher=inputs.teacher,
+        shared=inputs.shared,
+        alignment=alignment,
+    )
+
+
 def _one(mapping: Map | None) -> tuple[Map, ...]:
     return () if mapping is None else (mapping,)
 
 
-def rankings(layers: int, count: int) -> Iterator[tuple[int, ...]]:
-    """Every order in which `count` of the layers may be the most critical, from 0."""
-    return itertools.permutations(range(layers), min(count, layers))
+def rankings(layers: int, count: int, most: int = MOST_OUTCOMES) -> Sequence[tuple[int, ...]]:
+    """Every order in which `count` of the layers may be the most critical, from 0.
+
+    Where there are more than `most`: only those of neighbouring layers and of layers that are
+    spread evenly, which need the most of everything.
+    """
+    count = min(count, layers)
+    if math.perm(layers, count) <= most:
+        return list(itertools.permutations(range(layers), count))
+    steps = dict.fromkeys((1, layers // count))
+    return [
+        tuple((first + step * place) % layers for place in range(count))
+        for step in steps
+        for first in range(layers)
+    ]
+
+
+def similar(layers: int, count: int, most: int = MOST_OUTCOMES) -> Sequence[tuple[int, ...]]:
+    """Student layers that may be the most similar to each of `count` teacher layers.
+
+    Where there are more than `most`: only one layer for all, and neighbours.
+    """
+    if layers**count <= most:
+        return list(itertools.product(range(layers), repeat=count))
+    return [
+        tuple((first + step * place) % layers for place in range(count))
+        for step in (0, 1)
+        for first in range(layers)
+    ]
+
+
+def _peaks(nearest: Mapping[int, int], teacher: int, student: int) -> list[list[float]]:
+    """A similarity by which each teacher layer has that nearest student layer, others the first."""
+    return [
+        [float(column == nearest.get(row, 0)) for column in range(student)]
+        for row in range(teacher)
+    ]
 
 
 def _pairs(

@@ -66,6 +66,17 @@ def model_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
     return _fingerprint(folder, [folder / "config.json", *code, *weights], cache)
 
 
+def cached_fingerprint(path: str | Path, *, cache: Path | None) -> str | None:
+    """`model_fingerprint` where the digests of all weights are in the cache; else None. Reads no
+    weights, and nothing is written.
+    """
+    folder = resolve(path, weights=False)
+    weights = sorted(folder.glob("*.safetensors"))
+    if cache is None or not weights or not all(_is_cached(file, cache) for file in weights):
+        return None
+    return model_fingerprint(folder, cache=cache)
+
+
 def tokenizer_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
     """The SHA-256 of the files that decide token ids: equal fingerprints give equal token ids.
 
@@ -134,13 +145,26 @@ def file_digest(file: str | Path, *, cache: Path | None = None) -> str:
     return _file_digest(file, (found.st_size, found.st_mtime_ns, found.st_ino), cache)
 
 
+def _is_cached(file: Path, cache: Path) -> bool:
+    file = file.resolve()
+    found = file.stat()
+    entry, key = _entry(file, (found.st_size, found.st_mtime_ns, found.st_ino), cache)
+    return _cached_digest(entry, key) is not None
+
+
+def _entry(file: Path, state: _State, cache: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of the cache that keeps a digest, and what names the state of its file."""
+    entry = cache / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
+    key = {"path": str(file), **dict(zip(("size", "mtime_ns", "inode"), state, strict=True))}
+    return entry, key
+
+
 @lru_cache(maxsize=4096)
 def _file_digest(file: Path, state: _State, cache: Path | None) -> str:
     if cache is None:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    entry = cache / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
-    key = {"path": str(file), **dict(zip(("size", "mtime_ns", "inode"), state, strict=True))}
+    entry, key = _entry(file, state, cache)
     digest = _cached_digest(entry, key)
     if digest is None:
         digest = _file_digest(file, state, None)

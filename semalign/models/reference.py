@@ -9,11 +9,12 @@ from typing import Any
 
 from semalign.models import published
 from semalign.models.fingerprints import (
+    cached_fingerprint,
     model_fingerprint,
     serving_fingerprint,
     tokenizer_fingerprint,
 )
-from semalign.models.loading import load_config
+from semalign.models.loading import load_config, resolve
 from semalign.models.shapes import Shape, shape_of
 
 
@@ -45,21 +46,37 @@ class Model:
     ) -> Model:
         """Read configuration and hashes. Hashes are kept in the folder `cache`.
 
-        `planned`: of the paper's models the published shape stands in where they are absent.
+        `planned`: no weights are read, and nothing is written; where the cache has no hash of them
+        the path stands in for it. Of the paper's models the published shape stands in where they
+        are absent.
 
         **Raises** `UserError` for a model that is missing or cannot be read.
         """
-        known = {"path": path, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if planned and published.absent(path):
-            config = published.published_config(path)
-            return cls(**known, config=config, weights=path, tokens=path, serving=path)
+            return cls(
+                path=path,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                config=published.published_config(path),
+                weights=path,
+                tokens=path,
+                serving=path,
+            )
         config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
+        if planned:
+            weights = cached_fingerprint(path, cache=cache) or f"unread {path}"
+            folder, cache = resolve(path, weights=False), None
+        else:
+            weights = model_fingerprint(path, cache=cache)
+            folder = resolve(path)
         return cls(
-            **known,
+            path=path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
             config=config,
-            weights=model_fingerprint(path, cache=cache),
-            tokens=tokenizer_fingerprint(path, cache=cache),
-            serving=serving_fingerprint(path, cache=cache),
+            weights=weights,
+            tokens=tokenizer_fingerprint(folder, cache=cache),
+            serving=serving_fingerprint(folder, cache=cache),
         )
 
     @property

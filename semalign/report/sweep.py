@@ -17,10 +17,12 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from semalign.config.dotted import nested
 from semalign.core.statistics import Comparison
+from semalign.methods.method import used_settings
 from semalign.report import figures, table
 from semalign.sweep.summary import Setting, Summary, versus
-from semalign.sweep.trials import HARDWARE, Trial, show
+from semalign.sweep.trials import Trial, show
 
 Rows = tuple[list[str], list[list[str]]]  # a table's header and body
 
@@ -164,9 +166,9 @@ def csv_text(summary: Summary) -> str:
 def best_yaml(trial: Trial) -> str:
     """The trial's whole configuration, as a file that a transfer takes as it is.
 
-    Where it ran (work folder, tracking, cluster) is left out.
+    Settings of where and how it ran, and those without an effect, are left out.
     """
-    tree = trial.config.model_dump(mode="json", exclude=HARDWARE)
+    tree = nested(used_settings(trial.config))
     return f"# trial {trial.id}: {trial.label}\n" + yaml.safe_dump(tree, sort_keys=False)
 
 

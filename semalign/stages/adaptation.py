@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,12 @@ class LoraAdaptation:
         pass
 
     def parameters(self, student: Model) -> int:
-        one = count_trainable(student.config, self.lora.target_modules, self.lora.rank, layers=1)
-        return len(self.layers) * one
+        return len(self.layers) * _of_a_layer(student, self.lora.target_modules, self.lora.rank)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_a_layer(student: Model, modules: tuple[str, ...], rank: int) -> int:
+    return count_trainable(student.config, modules, rank, layers=1)
 
 
 @dataclass(frozen=True)

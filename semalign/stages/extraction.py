@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from semalign.artifacts.activations import DTYPES, ActivationStore, Column
 from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Json
-from semalign.artifacts.files import read_json
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction
 from semalign.core.pairing import paper_number
 from semalign.data.batches import length_buckets, pad
 from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
+from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model
@@ -75,8 +76,15 @@ class Activations(Artifact):
         """How many of the model's layers have to be computed."""
         return max(column.layer for column in self.columns) + 1
 
-    def joined(self, other: Activations) -> Activations:
-        return replace(self, columns=self.columns | other.columns)
+    @property
+    def parts(self) -> frozenset[Column]:
+        return self.columns
+
+    def restricted(self, parts: frozenset[Column]) -> Self:
+        return replace(self, columns=parts)
+
+    def joined(self, other: Self) -> Self:
+        return self.restricted(self.columns | other.columns)
 
     def cost(self) -> Cost:
         """A forward pass up to the deepest column."""
@@ -94,20 +102,9 @@ class Activations(Artifact):
 
     @property
     def column_bytes(self) -> int:
-        """Of one column on disk, to the byte.
-
-        A shard is a safetensors file: 8 bytes for the length of its header, the header (JSON,
-        padded to 8 bytes), then the numbers.
-        """
-        rows, width, size = self.rows.positions(self.positions), self.model.width, 0
-        for start in range(0, len(rows), self.extraction.shard_examples):
-            shape = [sum(rows[start : start + self.extraction.shard_examples]), width]
-            data = shape[0] * width * BYTES[self.dtype]
-            kind = _SAFETENSORS[self.dtype]
-            tensor = {"dtype": kind, "shape": shape, "data_offsets": [0, data]}
-            header = len(json.dumps({"rows": tensor}, separators=(",", ":")))
-            size += 8 + 8 * math.ceil(header / 8) + data
-        return size
+        """Of one column on disk, to the byte."""
+        rows, shard = self.rows.positions(self.positions), self.extraction.shard_examples
+        return column_bytes(rows, shard, self.model.width, self.dtype)
 
     def is_made(self, folder: Path) -> bool:
         listed = (read_json(folder / MANIFEST) or {"columns": {}})["columns"]
@@ -152,6 +149,23 @@ class Activations(Artifact):
         size = len(self.columns) * self.column_bytes
         layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in sorted(self.columns))
         return [f"layers (counted from 1): {layers}", f"{size / 1e6:.1f} MB"]
+
+
+@functools.lru_cache(maxsize=64)
+def column_bytes(rows: tuple[int, ...], shard_examples: int, width: int, dtype: str) -> int:
+    """Of one column on disk, to the byte, with so many rows an example.
+
+    A shard is a safetensors file: 8 bytes for the length of its header, the header (JSON, padded to
+    8 bytes), then the numbers.
+    """
+    size = 0
+    for start in range(0, len(rows), shard_examples):
+        shape = [sum(rows[start : start + shard_examples]), width]
+        data = shape[0] * width * BYTES[dtype]
+        tensor = {"dtype": _SAFETENSORS[dtype], "shape": shape, "data_offsets": [0, data]}
+        header = len(json.dumps({"rows": tensor}, separators=(",", ":")))
+        size += 8 + 8 * math.ceil(header / 8) + data
+    return size
 
 
 class Prefix(Activations):

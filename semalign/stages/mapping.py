@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import writing
 from semalign.artifacts.host import Host
 from semalign.config.sections import Alignment
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients
+from semalign.files import writing
 from semalign.models.heads import read_lm_head
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap
@@ -42,8 +43,15 @@ class MapKind:
 
 
 MAPS: Registry[MapKind] = Registry("map")
-MAPS.register("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
-MAPS.register(
+
+
+def register_map(name: str, kind: MapKind) -> None:
+    """Add a map: `alignment.map=<name>` in a configuration then uses it."""
+    MAPS.register(name, kind)
+
+
+register_map("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
+register_map(
     "dual",
     MapKind(
         dual_map,
@@ -142,8 +150,10 @@ class Map(Artifact):
         return {**settings, "shared": self.shared.key, **heads}
 
     def needs(self) -> tuple[Bases, ...]:
-        if not self.how.uses_bases:
-            return ()
+        return self._bases if self.how.uses_bases else ()
+
+    @functools.cached_property
+    def _bases(self) -> tuple[Bases, ...]:
         return Bases(model=self.student), Bases(model=self.teacher)
 
     def cost(self) -> Cost:

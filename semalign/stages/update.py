@@ -19,7 +19,6 @@ import torch
 
 from semalign.artifacts.activations import Column
 from semalign.artifacts.artifact import Artifact, Cost, Json, Workspace
-from semalign.artifacts.files import making, sha256
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction, Loss, Training
 from semalign.core.losses import OBJECTIVES
@@ -28,6 +27,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.labels import hide_labels
 from semalign.data.tokens import Tokens
 from semalign.errors import Diverged
+from semalign.files import making, sha256
 from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.heads import read_lm_head
@@ -136,13 +136,16 @@ class Update(Artifact):
     def _uses_targets(self) -> bool:
         return self.loss.alpha > 0 or self.loss.gamma > 0
 
+    @property
+    def trained_parameters(self) -> int:
+        return self.adaptation.parameters(self.student)
+
     def cost(self) -> Cost:
         """All epochs over the student's layers from the first trained one on."""
         shape, rows, loss = self.student.shape, self.rows, self.loss
         first = min(self.adaptation.layers) if self.prefix else 0
         depth, size = shape.layers - first, shape.bytes(self.student.dtype)
         batch = self.training.micro_batch_size * rows.longest
-        trained = self.adaptation.parameters(self.student)
         work = 4.0 * depth * shape.per_layer * rows.length + 4.0 * shape.head * rows.supervised
         heads = 0
         if uses_heads(loss):
@@ -159,7 +162,7 @@ class Update(Artifact):
             memory=(depth * shape.per_layer + shape.head + heads) * size
             + batch * shape.width * depth * 16 * size
             + batch * shape.vocabulary * 4 * 3
-            + _ADAM * trained,
+            + _ADAM * self.trained_parameters,
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

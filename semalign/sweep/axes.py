@@ -6,6 +6,7 @@ Settings are dotted keys of the configuration here (`loss.alpha`), nested or dot
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import posixpath
 import re
@@ -16,10 +17,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config
-from semalign.core.pairing import all_pairs
+from semalign.core.losses import OBJECTIVES
+from semalign.core.pairing import STRATEGIES, all_pairs
 from semalign.errors import UserError, nearest
+from semalign.methods import METHODS
+from semalign.stages.mapping import MAPS
+from semalign.tasks import TASKS
 
 KINDS = ("uniform", "loguniform", "randint")
 # A sweep compares trials under one evaluation, and has an axis of its own for the seed.
@@ -31,6 +37,17 @@ FIXED = {
     "workdir": "all trials share it; set it in base",
     "tracking": "all trials share it; set it in base",
     "cluster": "all trials share it; set it in base",
+}
+
+
+_RUNTIME = "it decides where a run goes and not what comes out; set it in base"
+# Settings whose values are names that are registered.
+NAMES: dict[str, Mapping[str, Any]] = {
+    "method": METHODS,
+    "data.task": TASKS,
+    "pairing.strategy": STRATEGIES,
+    "loss.objective": OBJECTIVES,
+    "alignment.map": MAPS,
 }
 
 
@@ -103,6 +120,8 @@ def read_axis(name: str, given: Any, base: Config) -> Axis:
             "but no / at its end or beside another"
         )
     axis = _read(where, name, given, base)
+    for option in axis.options if isinstance(axis, Choices) else ():
+        check_names(option.settings, where)
     if "data.root" in axis.keys and base.evaluation.root is None:
         raise UserError(
             f"{where}: trials would be scored on the rows of their own data.root; set "
@@ -120,7 +139,10 @@ def _read(where: str, name: str, given: Any, base: Config) -> Axis:
     if isinstance(given, list):
         if not given:
             raise UserError(f"{where}: empty; expected at least one value")
-        return Choices(name, tuple(Option(value, _settings(name, value)) for value in given))
+        options = tuple(Option(value, _settings(name, value)) for value in given)
+        for key in {key for option in options for key in option.settings} & _runtime():
+            check_setting(key, where)
+        return Choices(name, options)
     if isinstance(given, Mapping) and len(given) == 1:
         return _read_range(where, name, *next(iter(given.items())))
     raise UserError(
@@ -130,8 +152,10 @@ def _read(where: str, name: str, given: Any, base: Config) -> Axis:
 
 
 def check_setting(key: str, where: str) -> None:
-    """Raise UserError unless `key` is a setting that trials may differ in."""
+    """Raise UserError unless `key` is a setting, or a section, that trials may differ in."""
     section = key.split(".")[0]
+    if section not in FIXED and key in _runtime():
+        raise UserError(f"{where}: {key} cannot be an axis; {_RUNTIME}")
     if section in FIXED:
         raise UserError(f"{where}: {key} cannot be an axis; {FIXED[section]}")
     names = [name for name in _names(Config) if name.split(".")[0] not in FIXED]
@@ -139,6 +163,19 @@ def check_setting(key: str, where: str) -> None:
         close = difflib.get_close_matches(key, names)
         hint = nearest(key, names if close else set(Config.model_fields) - set(FIXED))
         raise UserError(f"{where}: {key} is no setting; {hint}")
+
+
+def check_names(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for an unknown name of a method, task, strategy, objective or map."""
+    for key in settings.keys() & NAMES.keys():
+        if settings[key] not in NAMES[key]:
+            hint = nearest(str(settings[key]), NAMES[key])
+            raise UserError(f"{where}: {key}={settings[key]}: {hint}")
+
+
+@functools.cache
+def _runtime() -> frozenset[str]:
+    return runtime_settings(Config)
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -10,24 +11,31 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from semalign.artifacts.files import content_key
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.config.read import validate
 from semalign.errors import UserError, nearest
+from semalign.files import content_key
+from semalign.methods.method import (
+    check_effective,
+    filled,
+    method_of,
+    unused_settings,
+    used_settings,
+)
 from semalign.sweep.axes import Option, Range
-from semalign.sweep.file import Sweep, naming
+from semalign.sweep.file import Sweep
 
 LIMIT = 10_000  # trials that need no --yes
-HARDWARE = {"workdir", "tracking", "cluster"}  # no part of what a trial is
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One transfer of a sweep.
+    """One transfer of a sweep, with its effective configuration.
 
-    `id` is of all that decides its result, `setting` of the same without the seed. `axes` has the
-    value of each axis, which `label` says. `base`: the setting is that of the sweep's base.
+    `id` names the settings that decide its result, `setting` the same without the seed. `axes` has
+    the value of each axis, and `label` shows them. `base`: the setting is that of the sweep's base.
+    `unused`: settings of the base that have no effect in this trial, and are left out.
     """
 
     id: str
@@ -37,6 +45,7 @@ class Trial:
     seed: int
     config: Config
     base: bool = False
+    unused: frozenset[str] = frozenset()
 
 
 def count(sweep: Sweep) -> int:
@@ -51,8 +60,9 @@ def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
     """Every trial once, in the order of the axes, the base's first unless they are among them.
     Where they are searched for, random ones stand for those that will be suggested.
 
-    Of trials with the same configuration the first is kept. Raises UserError with the label of a
-    trial whose configuration is invalid, and for more than 10,000 trials unless `yes`.
+    Of trials with the same effective settings the first is kept. Raises UserError with the label of
+    a trial whose configuration is invalid or has a setting of an axis without effect, for a setting
+    of the base without effect in any trial, and for more than 10,000 trials unless `yes`.
     """
     number = count(sweep)
     if number > LIMIT and not yes:
@@ -60,16 +70,31 @@ def trials(sweep: Sweep, *, yes: bool = False) -> list[Trial]:
             f"sweep {sweep.name}: {number:,} trials are more than {LIMIT:,}; shorten the axes, or "
             "say --yes"
         )
-    base = [make_trial(sweep, {}, seed) for seed in sweep.seeds]
+    base = make_trials(sweep, {}, sweep.seeds)
     found: dict[str, Trial] = {}
-    for point, seed in itertools.product(points(sweep), sweep.seeds):
-        trial = make_trial(sweep, point, seed)
-        found.setdefault(trial.id, replace(trial, base=trial.setting == base[0].setting))
-    if sweep.compare is not None:  # then the control is what all are set beside
+    for point in points(sweep):
+        for trial in make_trials(sweep, point, sweep.seeds):
+            found.setdefault(trial.id, replace(trial, base=trial.setting == base[0].setting))
+    if sweep.compare is None:  # otherwise all are compared with the control
+        found = {trial.id: trial for trial in base if trial.id not in found} | found
+    else:
         _check_control(sweep, found.values())
-        return [*found.values()]
-    missing = {trial.id: trial for trial in base if trial.id not in found}
-    return [*(missing | found).values()]
+    if sweep.search != "optuna":  # whose trials are not known yet
+        _check_base(sweep, list(found.values()))
+    return [*found.values()]
+
+
+def _check_base(sweep: Sweep, found: Sequence[Trial]) -> None:
+    """Raise UserError for a setting of the base that has no effect in any trial."""
+    given = _validated(sweep.base).model_dump(mode="json")
+    without = found[0].config
+    for key in sorted(frozenset[str].intersection(*(trial.unused for trial in found))):
+        value = lookup(given, key)
+        if value != lookup(without.model_dump(mode="json"), key):
+            raise UserError(
+                f"sweep {sweep.name}: base: {key}={show(value)}: has no effect in any trial, here "
+                f"with {unused_settings(without)[key]}; leave it out"
+            )
 
 
 def _check_control(sweep: Sweep, found: Iterable[Trial]) -> None:
@@ -154,31 +179,98 @@ def _draws(sweep: Sweep) -> list[dict[str, Option]]:
 
 def make_trial(sweep: Sweep, point: Mapping[str, Option], seed: int) -> Trial:
     """The trial at a point (none: the base). Raises UserError with its label when invalid."""
-    settings = dict(sweep.base)
-    for option in point.values():
-        settings |= option.settings
-    raw = {name: option.value for name, option in point.items()}
-    with naming(f"sweep {sweep.name}: trial {_label(raw)}"):
-        config = validate(nested(settings | {"seed": seed}))
-        if sweep.compare is not None:
-            config = _own_task(config)
-        if sweep.scheduler is not None and config.adapter_rank is None:
-            raise UserError(
-                "scheduler: between epochs engines take up LoRA adapters alone, and this is a "
-                "whole student; leave the scheduler out"
-            )
-    content = config.model_dump(mode="json", exclude=HARDWARE)
+    return make_trials(sweep, point, [seed])[0]
+
+
+def make_trials(sweep: Sweep, point: Mapping[str, Option], seeds: Sequence[int]) -> list[Trial]:
+    """The trials at a point, one a seed. Raises UserError with their label when invalid."""
+    try:
+        config, unused = _configured(sweep, point)
+    except UserError as error:
+        label = _label({name: option.value for name, option in point.items()})
+        raise UserError(f"sweep {sweep.name}: trial {label}: {error}") from None
+    used = used_settings(config)
+    axes = _axes(sweep, point, config, used)
+    setting, label = content_key({**used, "seed": None}), _label(axes)
+    return [
+        Trial(
+            id=content_key({**used, "seed": seed}),
+            setting=setting,
+            label=label,
+            axes=axes,
+            seed=seed,
+            config=config.model_copy(update={"seed": seed}),
+            base=not point,
+            unused=unused,
+        )
+        for seed in seeds
+    ]
+
+
+def _axes(
+    sweep: Sweep, point: Mapping[str, Option], config: Config, used: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The value of each axis as the configuration has it; the name of a case."""
     cases = {axis.name for axis in sweep.grids if axis.named}
-    axes = {name: raw[name] if name in cases else lookup(content, name) for name in point}
-    return Trial(
-        id=content_key(content),
-        setting=content_key({**content, "seed": None}),
-        label=_label(axes),
-        axes=axes,
-        seed=seed,
-        config=config,
-        base=not point,
-    )
+    plain = [name for name in point if name not in cases]
+    if any(name not in used for name in plain):  # a section, or the value that it has anyway
+        tree = config.model_dump(mode="json")
+        return {n: option.value if n in cases else lookup(tree, n) for n, option in point.items()}
+    return {n: option.value if n in cases else used[n] for n, option in point.items()}
+
+
+def _configured(sweep: Sweep, point: Mapping[str, Option]) -> tuple[Config, frozenset[str]]:
+    """The effective configuration, and the settings of the base that have no effect in it.
+
+    Raises UserError for such a setting of the point itself.
+    """
+    own: dict[str, Any] = {}
+    for option in point.values():
+        own |= option.settings
+    config = _validated({**sweep.base, **own})
+    found = filled(config)
+    unused = unused_settings(found)
+    left_out = frozenset(key for key in sweep.base if key in unused and key not in own)
+    if left_out:
+        kept = {key: value for key, value in sweep.base.items() if key not in left_out}
+        config = _validated({**kept, **own})
+        found = filled(config)
+    check_effective(config, found)
+    if sweep.compare is not None:
+        found = _own_task(found)
+    if sweep.scheduler is not None and method_of(found).rank(found) is None:
+        raise UserError(
+            "scheduler: between epochs engines take up LoRA adapters alone, and this is a "
+            "whole student; leave the scheduler out"
+        )
+    return found, left_out
+
+
+def _validated(settings: Mapping[str, Any]) -> Config:
+    """As `validate`, section by section: trials have most of their sections in common."""
+    sections: dict[str, list[tuple[str, Any]]] = {}
+    for key, value in settings.items():
+        section, dot, _ = key.partition(".")
+        sections.setdefault(section if dot else "", []).append((key, value))
+    parts = {name: _part(tuple(given)) for name, given in sections.items()}
+    config = parts.pop("", None) or _part(())
+    return config.model_copy(update={name: getattr(own, name) for name, own in parts.items()})
+
+
+def _part(settings: tuple[tuple[str, Any], ...]) -> Config:
+    try:
+        return _cached_part(_hashable(settings))
+    except (TypeError, UserError):  # the error is to show the value as it was given
+        return validate(nested(dict(settings)))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_part(settings: tuple[tuple[str, Any], ...]) -> Config:
+    return validate(nested(dict(settings)))
 
 
 def _own_task(config: Config) -> Config:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from semalign.artifacts.activations import ActivationStore, Column
-from semalign.artifacts.files import write_text
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
+from semalign.files import write_text
 
 TOKENS = [Tokens(str(n), tuple(range(n)), 1) for n in (3, 5, 2, 4, 6)]
 IDENTITY = {"model": "m", "tokenizer": "t", "dataset": "d", "width": 4}

@@ -9,9 +9,9 @@ import pytest
 
 from semalign.artifacts.activations import ActivationStore, Column
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import sha256
 from semalign.config.jobs import Config
 from semalign.engine.executor import RayExecutor
+from semalign.files import sha256
 from semalign.methods.method import Transfer
 from semalign.stages.extraction import Activations
 from tests.engine.faults import kill, when

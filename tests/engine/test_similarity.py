@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import write_json
 from semalign.artifacts.local import make_all
 from semalign.config.jobs import Config
 from semalign.engine.executor import RayExecutor
+from semalign.files import write_json
 from semalign.methods.method import Transfer
 from semalign.models.loading import load_model
 from semalign.stages.similarity import Similarity, layer_similarity

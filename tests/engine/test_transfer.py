@@ -15,12 +15,12 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from semalign import zoo
-from semalign.artifacts.files import sha256
 from semalign.artifacts.records import Record, read_records
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
 from semalign.engine.scoring import score_candidates
 from semalign.engine.transfer import Outcome, transfer
+from semalign.files import sha256
 from semalign.models.adapters import merge_adapter
 from semalign.models.loading import load_model, load_tokenizer
 from semalign.models.reference import Model
@@ -175,7 +175,9 @@ def test_without_ray_it_leaves_the_same_files(
     found = made_files(work)
     reported = {"report.md", *(f"figures/{name}.png" for name in ("attribution", "pairing"))}
     assert all((work / "transfers" / folder / name).is_file() for name in reported)
-    scored = {f for f in run.files if not f.startswith("records/") or f.startswith("records/gsm8k-dev-")}
+    scored = {
+        f for f in run.files if not f.startswith("records/") or f.startswith("records/gsm8k-dev-")
+    }
     assert found == scored
     for name in sorted(f for f in found if f.endswith(".safetensors")):
         assert sha256(work / name) == sha256(run.config.work / name), name
@@ -232,7 +234,9 @@ def test_plain_peft_and_a_merged_model_say_the_same(run: Run, tmp_path: Path) ->
     settings = run.config.evaluation.model_copy(update={"tasks": ("gsm8k",)})
     config = run.config.model_copy(update={"evaluation": settings})
     model = Model.open(str(tmp_path / "merged"), dtype=config.dtype)
-    merged = score_candidates(config, [Candidate(name="student", model=model)]).records["student", "gsm8k", "test"]
+    merged = score_candidates(config, [Candidate(name="student", model=model)]).records[
+        "student", "gsm8k", "test"
+    ]
     assert [record.tokens for record in merged] == [record.tokens for record in records]
 
 

@@ -1,4 +1,4 @@
-"""Two equal runs that start at the same second on one new work folder: both end well, one records."""
+"""Two equal runs started at the same second on one new work folder: both end well, one records."""
 
 from __future__ import annotations
 

@@ -108,9 +108,7 @@ def test_an_edited_row_makes_again_what_it_decides(
     after = transfer()
     assert [a.key for a in after.first] == [a.key for a in before.first]
     [old, *_], [new, *_] = before.possible(), after.possible()
-    changed = {
-        a.kind for a, b in zip(old.artifacts, new.artifacts, strict=True) if a.key != b.key
-    }
+    changed = {a.kind for a, b in zip(old.artifacts, new.artifacts, strict=True) if a.key != b.key}
     assert changed == ({"activations", "training"} if split == "train" else set())
     assert (records(student, data).key != scored) == (split == "test")
 

@@ -137,7 +137,11 @@ WITHOUT_EFFECT = [
         "training.adapter=full",
     ),
     (["loss.alpha=0", "loss.objective=geometry"], "loss.objective=geometry", "loss.alpha=0"),
-    (["loss.alpha=0", "extraction.positions=answer"], "extraction.positions=answer", "loss.alpha=0"),
+    (
+        ["loss.alpha=0", "extraction.positions=answer"],
+        "extraction.positions=answer",
+        "loss.alpha=0",
+    ),
 ]  # fmt: skip
 
 
@@ -204,9 +208,12 @@ def test_every_setting_is_used_or_unused_or_runtime() -> None:
         ("method=semalgin", "method=semalgin: did you mean 'semalign'?"),
         ("loss.objective=fischer", "loss.objective=fischer: did you mean 'fisher'?"),
         ("alignment.map=cosin", "alignment.map=cosin: did you mean 'cosine'?"),
-        ("pairing.strategy=interpolate", "pairing.strategy=interpolate: did you mean 'interpolated'?"),
+        (
+            "pairing.strategy=interpolate",
+            "pairing.strategy=interpolate: did you mean 'interpolated'?",
+        ),
         ("data.task=mmlo", "task 'mmlo' is unknown; did you mean 'mmlu'?"),
-        ("evaluation.tasks=[gsm8]", "protocol 'paper' does not say how to evaluate gsm8"),
+        ("evaluation.tasks=[gsm8]", "task 'gsm8' is unknown; did you mean 'gsm8k'?"),
         ("evaluation.protocol=papr", "protocol 'papr' is unknown; did you mean 'paper'?"),
     ],
 )  # fmt: skip

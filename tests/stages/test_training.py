@@ -82,7 +82,12 @@ def test_resumed_is_the_same_to_the_bit(
         raise Killed
 
     with pytest.raises(Killed):
-        train(supervised_student(update, workspace, CPU), update.training, update.seed, on_epoch=die_after_first)
+        train(
+            supervised_student(update, workspace, CPU),
+            update.training,
+            update.seed,
+            on_epoch=die_after_first,
+        )
     resumed, epochs = run(update, workspace, resume=tmp_path)
     assert [epoch.epoch for epoch in epochs] == [2, 3]
     expected = trainable_state(undisturbed.model)

@@ -53,7 +53,9 @@ def work(rank: int, updates: dict[str, Update], workspace: Workspace, folder: Pa
 
 def test_two_workers_are_one(update: Update, workspace: Workspace, tmp_path: Path) -> None:
     """Two of ten examples have labels, so that a batch, and parts of the others, have none."""
-    updates = {name: replace(with_loss(update, **loss), labelled=2) for name, loss in LOSSES.items()}
+    updates = {
+        name: replace(with_loss(update, **loss), labelled=2) for name, loss in LOSSES.items()
+    }
     torch.multiprocessing.spawn(work, (updates, workspace, tmp_path), nprocs=2)
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for name, one in updates.items():

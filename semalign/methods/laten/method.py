@@ -110,7 +110,7 @@ class LatenStudent(Artifact):
             + self._translations(steps),
             disk=4 * student.weights,
             memory=weights * size
-            + _ADAM * self.parameters
+            + _ADAM * self.trained_parameters
             + 2 * self.delta_bytes()
             + longest * student.width * student.layers * 16 * size,
         )
@@ -125,7 +125,7 @@ class LatenStudent(Artifact):
         return self.moved_vectors * (steps * step + forward)
 
     @property
-    def parameters(self) -> int:
+    def trained_parameters(self) -> int:
         """A two-layer MLP for each of up, down, v, o: 188,743,680 from 13B to 7B."""
         theirs, ours = self.teacher.width, self.student.width
         return 4 * (theirs * theirs + theirs * ours)
@@ -200,6 +200,10 @@ class LatenMethod(Method):
 
     def align_split(self, config: Config) -> str | None:
         return config.laten.align_split
+
+    def trained_splits(self, config: Config) -> tuple[str, ...]:
+        data = config.data
+        return data.train_split, data.attribution_split, config.laten.align_split
 
     def rank(self, config: Config) -> int | None:
         return None

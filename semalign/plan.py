@@ -1,0 +1,210 @@
+"""What a transfer does and costs, from the costs of its artifacts; no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from semalign.artifacts.artifact import Artifact, Cost, Workspace
+from semalign.config.jobs import Config
+from semalign.core.pairing import Pair
+from semalign.data.root import data_root
+from semalign.methods.method import Recipe, Transfer
+from semalign.models.shapes import BYTES
+from semalign.stages.judged import Records, evaluated_items, evaluation_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage: what it costs in all, the memory of one of its actors, and how many it has.
+
+    `cached`: its artifacts are there.
+    """
+
+    stage: str
+    cost: Cost
+    actors: int = 1
+    gpus: float = 0.0
+    cached: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A transfer's stages; where `pairs` is None attribution has yet to decide them, and every
+    figure is the largest over all pairs that it may find.
+    """
+
+    transfer: Transfer
+    pairs: tuple[Pair, ...] | None
+    trained: int
+    steps: tuple[Step, ...]
+
+    @property
+    def operations(self) -> float:
+        return sum(step.cost.operations for step in self.steps)
+
+    @property
+    def disk(self) -> int:
+        return sum(step.cost.disk for step in self.steps)
+
+
+def plan_transfer(transfer: Transfer, workspace: Workspace) -> Plan:
+    """What is missing in the work folder, and what it costs."""
+    known = transfer.known(workspace)
+    recipes = [transfer.recipe(workspace)] if known else list(transfer.possible())
+    config, settings = transfer.config, transfer.config.evaluation
+    items = evaluated_items(settings, data_root(settings.root or config.data.root))
+    return Plan(
+        transfer=transfer,
+        pairs=recipes[0].pairs if known else None,
+        trained=max(recipe.result.trained_parameters for recipe in recipes),
+        steps=(
+            *recipe_steps(config, recipes, workspace),
+            evaluation_step(transfer, items),
+        ),
+    )
+
+
+def recipe_steps(
+    config: Config, recipes: Sequence[Recipe], workspace: Workspace | None = None
+) -> tuple[Step, ...]:
+    """The stages of a recipe; of several possible ones the dearest of each stage.
+
+    What is in the work folder costs nothing. Of several recipes a store that is made part by part
+    counts as missing: which parts are needed is not known.
+    """
+    found: dict[str, bool] = {}
+
+    def cached(artifact: Artifact) -> bool:
+        if workspace is None or (artifact.in_place and len(recipes) > 1):
+            return False
+        if artifact.key not in found:
+            found[artifact.key] = workspace.has(artifact)
+        return found[artifact.key]
+
+    dearest: dict[str, Step] = {}
+    for recipe in recipes:
+        for step in merged(artifact_step(config, a, cached=cached(a)) for a in recipe.artifacts):
+            held = dearest.get(step.stage)
+            dearest[step.stage] = step if held is None else larger(held, step)
+    return tuple(dearest.values())
+
+
+def artifact_step(config: Config, artifact: Artifact, *, cached: bool = False) -> Step:
+    """One artifact as a stage, with the actors that the settings give to those of its kind: of the
+    extraction where models are in memory, of the training where parameters are trained.
+    """
+    extraction, training = config.extraction, config.training
+    actors, gpus = 1, 0.0
+    if artifact.in_place:
+        actors, gpus = extraction.num_actors, extraction.num_gpus
+    elif artifact.models:
+        gpus = extraction.num_gpus
+    elif artifact.trained_parameters:
+        actors, gpus = training.num_workers, float(training.use_gpu)
+    cost = Cost() if cached else artifact.cost()
+    return Step(stage=artifact.stage, cost=cost, actors=actors, gpus=gpus, cached=cached)
+
+
+def evaluation_step(transfer: Transfer, items: int) -> Step:
+    """Scoring the teacher, the student and what comes out, each by so many items."""
+    inputs = transfer.inputs
+    own = inputs.teacher, inputs.student
+    weights = sum(model.shape.weights for model in own) + inputs.student.shape.weights
+    return scoring_step(
+        transfer,
+        answered=float(weights * items),
+        largest=max(result_bytes(transfer), *(model.bytes for model in own)),
+    )
+
+
+def scoring_step(transfer: Transfer, *, answered: float, largest: int) -> Step:
+    """`answered`: requests times the weights of the model that answers, over all that are scored;
+    `largest`: bytes of the weights of one.
+
+    Estimated from the mean length of the transfer's training rows: answers are not known yet.
+    """
+    settings, train = transfer.config.evaluation, transfer.inputs.train
+    return Step(
+        stage=Records.stage,
+        cost=evaluation_cost(
+            settings,
+            answered=answered,
+            mean_length=train.length / max(1, len(train)),
+            largest=largest,
+        ),
+        actors=settings.num_engines,
+        gpus=settings.num_gpus * settings.tensor_parallel_size,
+    )
+
+
+def result_bytes(transfer: Transfer) -> int:
+    """Of the transferred student's weights where it is scored."""
+    return transfer.inputs.student.shape.weights * BYTES[transfer.method.dtype(transfer.config)]
+
+
+def merged(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Steps of the same stage as one: operations and files add up, the largest actor counts."""
+    found: dict[str, Step] = {}
+    for step in steps:
+        held = found.get(step.stage)
+        if held is None:
+            found[step.stage] = step
+            continue
+        a, b = held.cost, step.cost
+        total = replace(larger(held, step), cached=held.cached and step.cached)
+        found[step.stage] = replace(
+            total,
+            cost=replace(total.cost, operations=a.operations + b.operations, disk=a.disk + b.disk),
+        )
+    return tuple(found.values())
+
+
+def larger(first: Step, second: Step) -> Step:
+    """The larger of each figure of two steps of the same stage."""
+    return replace(
+        first,
+        cost=dearest_cost([first.cost, second.cost]),
+        actors=max(first.actors, second.actors),
+        gpus=max(first.gpus, second.gpus),
+        cached=first.cached and second.cached,
+    )
+
+
+def dearest_cost(costs: Iterable[Cost]) -> Cost:
+    """The largest of each figure."""
+    costs = list(costs)
+    return Cost(
+        operations=max(cost.operations for cost in costs),
+        disk=max(cost.disk for cost in costs),
+        memory=max(cost.memory for cost in costs),
+    )
+
+
+def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """The stages as a table: header and rows."""
+    total = plan.operations
+    body = [
+        [
+            step.stage,
+            f"{step.cost.operations:.2e}" if not step.cached else "cached",
+            f"{step.cost.operations / total:.1%}" if not step.cached else "",
+            bytes_text(step.cost.disk) if step.cost.disk else "",
+            bytes_text(step.cost.memory) if not step.cached else "",
+            str(step.actors),
+            f"{step.gpus:g}",
+        ]
+        for step in plan.steps
+    ]
+    body.append(["total", f"{total:.2e}", "", bytes_text(plan.disk), "", "", ""])
+    head = ["stage", "operations", "share", "disk", "memory / actor", "actors", "GPUs / actor"]
+    return head, body
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes for people: `1.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
