@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,9 @@ def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
     timer.report("evaluate", scored.seconds, notes)
     recording.write_scores(folder, config, scored)
     if not finished:
+        begin = time.monotonic()
         recording.finish(run, prepared, recipe, scored, timer)
+        timer.report("record", time.monotonic() - begin, ["figures, report, MLflow"])
     recording.point_latest(folder)
     recording.show(config, scored, folder, run)
     return Outcome(config, folder, run.run_id, scored)
