@@ -18,7 +18,6 @@ from semalign.engine.scoring import base_candidates, score_candidates, transferr
 from semalign.engine.tracking import Run, recorded
 from semalign.files import check_writable
 from semalign.methods.method import Recipe, Transfer
-from semalign.models.heads import find_lm_head
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ def transfer(config: Config, *, local: bool = False) -> Outcome:
     loss is no longer finite.
     """
     prepared = Transfer.of(config)
-    for path in (config.teacher, config.student):
-        find_lm_head(path, trust_remote_code=config.trust_remote_code)
     check_writable(config.work)
     with contextlib.ExitStack() as stack:
         if not local:
