@@ -20,7 +20,7 @@ from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.stages.scoring import chosen_protocol
-from semalign.tasks import find_task, load_split
+from semalign.tasks import TASKS, load_split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ def load_inputs(
             "models of one family"
         )
     root, data = data_root(config.data.root), config.data
-    find_task(data.task)
+    TASKS.find(data.task, "data.task")
     splits = {}
     names = dict.fromkeys([data.train_split, data.attribution_split, align_split])
     for split in (name for name in names if name is not None):
