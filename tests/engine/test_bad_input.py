@@ -113,7 +113,7 @@ def test_corrupt_shard(complain: Complain, configure: Callable[..., Config]) -> 
 
 
 def test_wrong_dtype(complain: Complain, configure: Callable[..., Config]) -> None:
-    assert "dtype=bfloat8: did you mean 'bfloat16'?" in complain("dtype=bfloat8")
+    assert "dtype='bfloat8': did you mean 'bfloat16'?" in complain("dtype=bfloat8")
     store = Path(configure().workdir) / "mine"
     overrides = ["data.train_limit=96", "extraction.shard_examples=16", f"extraction.store={store}"]
     assert extracted(configure(*overrides)) == store
@@ -141,6 +141,6 @@ def test_a_process_ends_with_status_2_and_leaves_nothing(tmp_path: Path) -> None
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: data.task='chess': expected one of: gsm8k, humaneval, mbpp, mmlu"
+        "error: data.task=chess: expected one of: gsm8k, humaneval, mbpp, mmlu"
     )
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""All methods in one sweep: each trains and is scored from what it saved, beside the others."""
+"""All methods in one sweep: each trains and is scored from what it saved, next to the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ compare: {{axis: method, control: sft}}
 @dataclass
 class Done:
     summary: Summary
-    said: str
+    printed: str
     work: Path
 
 
@@ -43,9 +43,9 @@ class Done:
 def done(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Done]:
     folder = tmp_path_factory.mktemp("methods")
     (folder / "all.yaml").write_text(SWEEP)
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as printed:
         summary = ablate(load_sweep(folder / "all.yaml", [f"workdir={folder / 'work'}"]))
-    yield Done(summary, said.getvalue(), folder / "work")
+    yield Done(summary, printed.getvalue(), folder / "work")
 
 
 def test_every_method_ends_with_a_score(done: Done) -> None:
@@ -72,7 +72,7 @@ def test_the_tables_set_them_side_by_side(done: Done) -> None:
     assert [row[0] for row in differences] == [m for m in METHODS if m != "sft"]
     [report] = done.work.glob("sweeps/*/report.md")
     assert "Against the control" in report.read_text()
-    assert done.said.count("[seek]") == 1
+    assert done.printed.count("[seek]") == 1
 
 
 def test_mlflow_has_a_run_for_each(done: Done) -> None:

@@ -53,7 +53,7 @@ def test_a_server_that_stays_away_is_an_error_and_then_at_once(server: MlflowSer
     assert tracker.open("sweep", "sweep") == run
 
 
-def test_a_server_that_never_was_is_said_in_one_line(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_server_that_never_was_is_an_error_of_one_line(ray_cluster: None, tmp_path: Path) -> None:
     uri = MlflowServer(tmp_path).uri
     job = resolve([], [f"tracking.uri={uri}", "tracking.experiment=none", f"workdir={tmp_path}"])
     with pytest.raises(UserError) as error:
