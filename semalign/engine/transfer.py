@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from semalign.engine.scoring import base_candidates, score_candidates, transferr
 from semalign.engine.tracking import Run, recorded
 from semalign.files import check_writable
 from semalign.methods.method import Recipe, Transfer
-from semalign.models.heads import find_lm_head
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ def transfer(config: Config, *, local: bool = False) -> Outcome:
     loss is no longer finite.
     """
     prepared = Transfer.of(config)
-    for path in (config.teacher, config.student):
-        find_lm_head(path, trust_remote_code=config.trust_remote_code)
     check_writable(config.work)
     with contextlib.ExitStack() as stack:
         if not local:
@@ -70,7 +68,9 @@ def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
     timer.report("evaluate", scored.seconds, notes)
     recording.write_scores(folder, config, scored)
     if not finished:
+        begin = time.monotonic()
         recording.finish(run, prepared, recipe, scored, timer)
+        timer.report("record", time.monotonic() - begin, ["figures, report, MLflow"])
     recording.point_latest(folder)
     recording.show(config, scored, folder, run)
     return Outcome(config, folder, run.run_id, scored)

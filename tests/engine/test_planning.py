@@ -46,7 +46,7 @@ def test_a_plan_reads_no_weights(
     assert not config.work.exists()
 
 
-def test_what_attribution_decides_is_said_to_be_unknown(
+def test_what_attribution_decides_is_shown_as_unknown(
     weightless: list[str], configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_plan(configure(*weightless))
@@ -73,10 +73,10 @@ def test_every_stage_of_a_sweep_is_checked_and_the_cluster_joined_once(
     weightless: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest actor is on a GPU, whose memory nobody knows; another one does not fit."""
-    asked = []
+    given = []
 
     def available(config: Config) -> dict[str, float]:
-        asked.append(config)
+        given.append(config)
         return {"CPU": 4.0, "GPU": 4.0, "memory": 1e12}
 
     monkeypatch.setattr("semalign.engine.planning._available", available)
@@ -85,7 +85,7 @@ def test_every_stage_of_a_sweep_is_checked_and_the_cluster_joined_once(
     small = ["data.train_limit=20", "evaluation.tasks=[mmlu]", "evaluation.num_gpus=1"]
     sweep = load_sweep(file, [*weightless, *small, "evaluation.kv_cache_gb=1000000"])
     show_sweep_plan(sweep)
-    assert len(asked) == 1
+    assert len(given) == 1
     large = sweep.model_copy(
         update={"base": sweep.base | {"training.micro_batch_size": 10_000_000}}
     )
