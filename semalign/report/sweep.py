@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from semalign.core.statistics import Comparison
 from semalign.report import figures, table
 from semalign.sweep.summary import Setting, Summary, versus
-from semalign.sweep.trials import HARDWARE, Trial, show
+from semalign.sweep.trials import Trial, show
 
 Rows = tuple[list[str], list[list[str]]]  # a table's header and body
 
@@ -163,9 +163,9 @@ def csv_text(summary: Summary) -> str:
 def best_yaml(trial: Trial) -> str:
     """The trial's whole configuration, as a file that a transfer takes as it is.
 
-    Where it ran (work folder, tracking, cluster) is left out.
+    Settings without effect are left out, and where it ran.
     """
-    tree = trial.config.model_dump(mode="json", exclude=HARDWARE)
+    tree = nested(used_settings(trial.config))
     return f"# trial {trial.id}: {trial.label}\n" + yaml.safe_dump(tree, sort_keys=False)
 
 
