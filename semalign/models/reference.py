@@ -93,11 +93,11 @@ class Model:
     def shape(self) -> Shape:
         return shape_of(self.config)
 
-    @property
+    @functools.cached_property
     def layers(self) -> int:
         return int(self.config.num_hidden_layers)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         return int(self.config.hidden_size)
 

@@ -122,20 +122,20 @@ def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, lis
 
 
 def extremes(sweep: Sweep) -> list[Trial]:
-    """What a search may ask for at most: the base, also with each option of an axis and each end of
-    a range; and every point of the grid with each end of a range of whole numbers, such as a rank,
-    the other ranges at their middle.
+    """What a search may ask for at most: the base; each option of an axis and each end of a range,
+    the other axes at their first option or their middle; and every point of the grid with each end
+    of a range of whole numbers, such as a rank.
     """
-    alone = [{axis.name: option} for axis in sweep.grids for option in axis.options]
-    alone += [end for axis in sweep.ranges for end in _ends(axis)]
     middle = {
         axis.name: axis.option(axis.rounded((axis.low + axis.high) / 2)) for axis in sweep.ranges
     }
+    usual = {axis.name: axis.options[0] for axis in sweep.grids} | middle
+    alone = [{axis.name: option} for axis in sweep.grids for option in axis.options]
+    alone += [end for axis in sweep.ranges for end in _ends(axis)]
     whole = [end for axis in sweep.ranges if axis.kind == "randint" for end in _ends(axis)]
-    joined = [
-        _in_order(sweep, fixed | middle | end) for fixed in _grid(sweep) for end in whole or [{}]
-    ]
-    return [make_trial(sweep, point, sweep.seeds[0]) for point in ({}, *alone, *joined)]
+    joined = [fixed | end for fixed in _grid(sweep) for end in whole or [{}]]
+    points = [_in_order(sweep, usual | point) for point in (*alone, *joined)]
+    return [make_trial(sweep, point, sweep.seeds[0]) for point in ({}, *points)]
 
 
 def _ends(axis: Range) -> list[dict[str, Option]]:
