@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
         seed=planned.seed,
     )
     measured = peak_bytes("cpu") - before
-    assert made.parameters == planned.parameters
+    assert made.parameters == planned.trained_parameters
     optimizer = OPTIMIZER * made.parameters
     sparse, dense = (2 * planned.delta_bytes(dense=d) for d in (False, True))
     logits = 4 * 2**24  # held at a time while neurons are located

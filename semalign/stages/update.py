@@ -330,6 +330,7 @@ def train_here(update: Update, host: Host) -> Path:
 
     **Raises** `Diverged` on a NaN or infinite loss, naming the last good checkpoint.
     """
+    host.forget()  # a training needs the memory
     scratch = host.workspace.scratch(update)
     resume = latest_checkpoint(scratch)
     student = supervised_student(update, host.workspace, host.device)

@@ -207,7 +207,7 @@ def test_one_more_layer_is_extracted_alone(
     before = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
     transfer(make("extraction.layers=[2]"))
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("[extract]")]
-    assert "layers (counted from 1): mlp 2, " in line and "cached" not in line
+    assert "layers (counted from 1): mlp 1, mlp 2;" in line and "cached" not in line
     after = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
     assert {file: after[file] for file in before} == before
     assert {file.parent.name for file in set(after) - set(before)} == {"mlp.1"}  # from 0
