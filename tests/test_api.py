@@ -67,7 +67,9 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         'evaluation={"tasks": ["mmlu"], "splits": ["dev"]})'
     )
     block = block.replace('task="mmlu", local=True)', f'task="mmlu", {small}')
-    block = block.replace('tasks=["mmlu"], local=True)', 'tasks=["mmlu"], splits=["dev"], local=True)')
+    block = block.replace(
+        'tasks=["mmlu"], local=True)', 'tasks=["mmlu"], splits=["dev"], local=True)'
+    )
     names: dict[str, object] = {}
     exec(block, names)
     result, table = names["result"], names["table"]

@@ -17,7 +17,7 @@ from semalign.engine.evaluation import Scored
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
 from semalign.files import check_writable
-from semalign.methods.method import Recipe, Transfer
+from semalign.methods.method import Recipe, Transfer, method_of
 
 
 @dataclass(frozen=True)
@@ -105,5 +105,4 @@ def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Reci
 
 def run_name(config: Config) -> str:
     """What is trained on, and how."""
-    how = config.pairing.strategy if config.method == "semalign" else config.method
-    return f"{config.data.task}-{how}"
+    return f"{config.data.task}-{method_of(config).run_name(config)}"

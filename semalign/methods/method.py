@@ -20,10 +20,8 @@ from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
+from semalign.tasks import TASKS
 
-# Table 5: epochs and learning rate; every task that it does not name has the others' values.
-_EPOCHS, _OTHER_EPOCHS = {"humaneval": 3}, 5
-_LR, _OTHER_LR = {"humaneval": 3e-5}, 3e-4
 LARGEST_RANK = 512  # of a LoRA that vLLM serves
 
 
@@ -67,6 +65,10 @@ class Method(ABC):
     @property
     def description(self) -> str:
         return (type(self).__doc__ or "").partition("\n")[0]
+
+    def run_name(self, config: Config) -> str:
+        """How the run of a transfer is called, next to its task."""
+        return config.method
 
     def effective(self, config: Config) -> Config:
         """The configuration with the values that this method gives to what was left open."""
@@ -155,10 +157,10 @@ def check_effective(config: Config, found: Config) -> None:
 def filled(config: Config) -> Config:
     """As `effective`, where settings without effect are not refused."""
     found = method_of(config).effective(config)
-    training, task = found.training, found.data.task
+    training, task = found.training, TASKS.find(found.data.task, "data.task")
     values = {
-        "epochs": training.epochs or _EPOCHS.get(task, _OTHER_EPOCHS),
-        "lr": training.lr or _LR.get(task, _OTHER_LR),
+        "epochs": training.epochs or task.epochs,
+        "lr": training.lr or task.lr,
         "lora": training.lora.model_copy(update={"alpha": training.lora.scaling_alpha}),
     }
     return found.model_copy(update={"training": training.model_copy(update=values)})
