@@ -18,6 +18,7 @@ from semalign.core.pairing import Pair
 from semalign.errors import UserError
 from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
+from semalign.plugins import load_plugins
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
 from semalign.tasks import TASKS
@@ -133,6 +134,7 @@ def effective(config: Config) -> Config:
     These values are logged, saved and hashed. Raises UserError for a setting that was given and has
     no effect, naming the setting that decides so.
     """
+    load_plugins(config.plugins)
     found = filled(config)
     check_effective(config, found)
     return found
