@@ -25,8 +25,6 @@ from tests.identities import (
 # What decides whether, how much of, or on what it is run, but not the content of one artifact.
 NO_ARTIFACT = {
     "extraction.layers",  # more columns of the same store
-    "alignment.min_overlap",  # refuses a pair of models
-    "data.shared_with",  # allows rows that others are refused for
     "evaluation.tasks",  # more or fewer records
     "evaluation.splits",
 }

@@ -30,8 +30,8 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting by its dotted name. `type` is for people; `runtime`: it decides where and how fast
-    a run goes, and nothing of what comes out.
+    """A setting by its dotted name. `type` is for people; `runtime`: it decides whether, where and
+    how fast a run goes, and nothing of what comes out.
     """
 
     name: str
@@ -99,8 +99,8 @@ def inner_section(field: FieldInfo) -> type[BaseModel] | None:
 
 @functools.cache
 def runtime_settings(schema: type[BaseModel]) -> frozenset[str]:
-    """Dotted names of the settings that decide where and how fast a run goes, and nothing of what
-    comes out.
+    """Dotted names of the settings that decide whether, where and how fast a run goes, and nothing
+    of what comes out.
     """
     return frozenset(name for name, s in leaf_settings(schema).items() if s.runtime)
 

@@ -224,6 +224,10 @@ def _sections() -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     return tuple((section, tuple(names)) for section, names in found.items())
 
 
+# Paths, whose content is hashed where an artifact or a run is named.
+_CONTENT_COUNTS = ("teacher", "student", "data.root", "evaluation.root")
+
+
 @functools.cache
 def _leaves(prefix: str) -> tuple[str, ...]:
     names = [name for _, names in _sections() for name, _ in names]
@@ -279,7 +283,8 @@ class Transfer:
     def key(self) -> str:
         """Names the run: models, rows and all settings that decide what it leaves."""
         used = used_settings(self.config)
-        return content_key("transfer", used, self._content(used))
+        named = {name: value for name, value in used.items() if name not in _CONTENT_COUNTS}
+        return content_key("transfer", named, self._content(used))
 
     def _content(self, used: Mapping[str, Any]) -> list[Any]:
         """The content of what the used settings only name."""
