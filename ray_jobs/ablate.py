@@ -1,13 +1,10 @@
-"""Submit a sweep: python ray_jobs/ablate.py sweep=FILE [--plan] [--yes] [key=value ...]"""
+"""What `ray job submit` runs: the same as `semalign ablate`."""
 
 from __future__ import annotations
 
 import sys
 
-from semalign.cli import main_sweep
+from semalign.cli import main
 
 if __name__ == "__main__":
-    from semalign.engine.planning import show_sweep_plan
-    from semalign.engine.tuning import ablate
-
-    sys.exit(main_sweep(sys.argv[1:], run=ablate, plan=show_sweep_plan))
+    sys.exit(main(["ablate", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Submit one evaluation: python ray_jobs/evaluate.py [--plan] [file.yaml ...] [key=value ...]"""
+"""What `ray job submit` runs: the same as `semalign evaluate`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,4 @@ import sys
 from semalign.cli import main
 
 if __name__ == "__main__":
-    from semalign.config.jobs import EvaluationJob
-    from semalign.engine.scoring import run_evaluation, show_evaluation_plan
-
-    sys.exit(main(sys.argv[1:], EvaluationJob, run=run_evaluation, plan=show_evaluation_plan))
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Submit one transfer: python ray_jobs/transfer.py [--plan] [file.yaml ...] [key=value ...]"""
+"""What `ray job submit` runs: the same as `semalign transfer`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,4 @@ import sys
 from semalign.cli import main
 
 if __name__ == "__main__":
-    from semalign.engine.planning import show_plan
-    from semalign.engine.transfer import transfer
-
-    sys.exit(main(sys.argv[1:], run=transfer, plan=show_plan))
+    sys.exit(main(["transfer", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input: one line with the key or file, what was expected and the nearest valid choice.
 
-    Entry points print the message and exit with status 2; everything else is a defect of ours.
+    Entry points print the message and exit with status 2; any other error is a defect of semalign.
     """
 
     def __init__(self, message: str) -> None:
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class Failed(RuntimeError):
-    """A run that came to nothing: one line. Entry points print it and exit with status 1."""
+    """A run that failed for a known reason: one line, which entry points print; exit status 1."""
 
 
 class Diverged(Failed):
@@ -25,7 +25,7 @@ class Diverged(Failed):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The valid choice closest to `name`, to end a sentence with; all if none is close."""
+    """The end of an error message: the valid choice closest to `name`, or all if none is close."""
     options = sorted(str(choice) for choice in choices)
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Named things that users may add to: methods, pairing strategies, objectives, maps, tasks."""
+"""Named things that users can add to, such as methods, pairing strategies, tasks and figures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a figure of the analysis is: the settings it uses, its numbers, its drawing, its table.
 
 Layers on axes and in tables count from 1, as in the paper. Colours are Okabe and Ito's, which
-colour-blind readers tell apart too; so are the markers.
+colour-blind readers can distinguish, and every curve has its own marker.
 """
 
 from __future__ import annotations

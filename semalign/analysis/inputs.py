@@ -15,6 +15,7 @@ from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import check_adapter
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.plugins import load_plugins
 from semalign.tasks import load_split
 
 
@@ -24,6 +25,7 @@ def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
     Raises UserError for a setting that the figure does not use, missing models, data or
     adapters, and models whose vocabularies are too different (`alignment.min_overlap`).
     """
+    load_plugins(job.plugins)
     figure = FIGURES.find(job.figure, "figure")
     _refuse_unused(job, figure)
     trust = job.trust_remote_code

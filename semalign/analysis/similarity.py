@@ -24,13 +24,14 @@ from semalign.analysis.figure import (
 )
 from semalign.analysis.states import hidden_states
 from semalign.config.jobs import AnalysisJob
+from semalign.core.bases import semantic_bases
 from semalign.core.pairing import paper_number
 from semalign.core.similarity import MinibatchCKA, linear_cka
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 from semalign.models.decoder import find_decoder
 from semalign.models.vocabulary import Overlap
-from semalign.stages.mapping import Transport
+from semalign.stages.mapping import MAPS, Transport
 
 _BATCH_ROWS = 512  # of minibatch CKA
 _CELLS = 16  # matrices of at most so many layers a side have their numbers written in
@@ -109,9 +110,15 @@ class SimilarityFigure(AnalysisFigure):
 def _transport(job: AnalysisJob, models: Sequence[nn.Module], overlap: Overlap) -> Transport:
     """The map of a transfer between these models, on the student's device."""
     teacher, student = (find_decoder(model).lm_head.weight for model in models)
-    heads = student[overlap.student_ids], teacher[overlap.teacher_ids].to(student.device)
-    how = job.alignment.model_dump(include={"map", "top_k"})
-    return Transport.build(*heads, **how)
+    kind = MAPS.find(job.alignment.map, "alignment.map")
+    if kind.uses_bases:
+        of_student = semantic_bases(student)[:, overlap.student_ids]
+        of_teacher = semantic_bases(teacher)[:, overlap.teacher_ids]
+    else:
+        of_student, of_teacher = student[overlap.student_ids], teacher[overlap.teacher_ids]
+    return Transport.build(
+        of_student, of_teacher.to(student.device), kind, top_k=job.alignment.top_k
+    )
 
 
 @torch.inference_mode()

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from semalign.artifacts.artifact import MANIFEST
-from semalign.artifacts.files import locked, read_json, sha256, write_json, writing
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
+from semalign.files import locked, read_json, sha256, write_json, writing
 
 _IDENTITY = "identity.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from semalign.artifacts.files import content_key, locked, making, read_json, write_json
+from semalign.files import content_key, locked, making, read_json, write_json
 
 if TYPE_CHECKING:
     from semalign.artifacts.host import Host

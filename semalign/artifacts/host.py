@@ -49,6 +49,10 @@ class Host:
         self._held = {key: held for key, held in self._held.items() if key in keys}
         return [self._model(model, layers or model.layers) for model in wanted]
 
+    def forget(self) -> None:
+        """Let all models go."""
+        self._held = {}
+
     def _model(self, model: Model, layers: int) -> nn.Module:
         key = model.path, model.dtype
         depth, held = self._held.get(key, (0, None))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semalign.artifacts.files import writing
 from semalign.core.statistics import pass_at_k
 from semalign.errors import UserError
+from semalign.files import writing
 
 
 @dataclass(frozen=True, kw_only=True)

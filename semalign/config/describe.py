@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -21,6 +23,8 @@ _NAMES: dict[Any, str] = {
     Any: "any value",
     type(None): "null",
 }
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z_/\-]*")
+_READ_OTHERWISE = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}  # by YAML
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -35,11 +39,14 @@ class Setting:
     default: Any
     description: str
     runtime: bool
+    required: bool = False
 
     @property
     def section(self) -> str:
-        """The dotted name of its section; empty for a setting of the job itself."""
-        return self.name.rpartition(".")[0]
+        """The dotted name of its section; empty for a setting of the job itself. A section that may
+        be null is its own.
+        """
+        return self.name if self.type.startswith("section") else self.name.rpartition(".")[0]
 
 
 def leaf_settings(schema: type[BaseModel]) -> dict[str, Setting]:
@@ -48,7 +55,12 @@ def leaf_settings(schema: type[BaseModel]) -> dict[str, Setting]:
     A section that may be null, such as `evaluation.sampling`, is a setting too, of default None;
     its parts follow, with the defaults that they have where the section is given.
     """
-    return {setting.name: setting for setting in _leaves(schema, "", runtime=False)}
+    return {setting.name: setting for setting in _settings(schema)}
+
+
+@functools.cache
+def _settings(schema: type[BaseModel]) -> tuple[Setting, ...]:
+    return tuple(_leaves(schema, "", runtime=False))
 
 
 def _leaves(schema: type[BaseModel], prefix: str, *, runtime: bool) -> Iterator[Setting]:
@@ -62,6 +74,7 @@ def _leaves(schema: type[BaseModel], prefix: str, *, runtime: bool) -> Iterator[
                 default=None if field.is_required() else field.get_default(),
                 description=" ".join((field.description or "").split()),
                 runtime=marked,
+                required=field.is_required(),
             )
         if inner is not None:
             yield from _leaves(inner, f"{prefix}{name}.", runtime=marked)
@@ -84,6 +97,7 @@ def inner_section(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+@functools.cache
 def runtime_settings(schema: type[BaseModel]) -> frozenset[str]:
     """Dotted names of the settings that decide where and how fast a run goes, and nothing of what
     comes out.
@@ -107,9 +121,28 @@ def given_settings(config: BaseModel) -> dict[str, Any]:
 
 def yaml_text(value: Any) -> str:
     """A setting's value as one line of YAML, that reads as the same value."""
+    if (text := _simple(value)) is not None:
+        return text
+    import yaml  # takes a tenth of the help's time
+
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()
+
+
+def _simple(value: Any) -> str | None:
+    """What needs no quotes; None for anything else."""
+    if isinstance(value, tuple | list):
+        items = [_simple(item) for item in value]
+        return None if None in items else f"[{', '.join(map(str, items))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and math.isfinite(value):
+        text = repr(value)
+        return text if "." in text else text.replace("e", ".0e")  # 3e-05 is a string in YAML
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return None if value.lower() in _READ_OTHERWISE else value
+    return str(value) if isinstance(value, int) else None
 
 
 def _type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,13 @@ def _resolved(folder: str) -> str:
     return str(Path(folder).expanduser().resolve())
 
 
+def _plugin(name: str) -> str:
+    return _resolved(name) if name.endswith(".py") else name
+
+
+PluginName = Annotated[str, AfterValidator(_plugin)]
+
+
 class Job(Settings):
     """What every kind of job has: how models are loaded, where results go, and where it runs."""
 
@@ -45,6 +52,9 @@ class Job(Settings):
         "work"
     )
     """Work folder, which holds all results; on a cluster, on storage that all nodes share."""
+    plugins: Annotated[tuple[PluginName, ...], RUNTIME] = ()
+    """Modules (dotted names or Python files) that register methods, pairing strategies, objectives,
+    maps or tasks; imported in every process."""
     tracking: Annotated[Tracking, RUNTIME] = Field(default_factory=Tracking)
     cluster: Annotated[Cluster, RUNTIME] = Field(default_factory=Cluster)
 
@@ -105,8 +115,9 @@ class EvaluationJob(Evaluation, Job):
 class AnalysisJob(Job):
     """One figure of the paper's analysis. A setting that the figure does not use is refused."""
 
-    figure: Literal["decomposition", "similarity", "attribution"] = "decomposition"
-    """Figure: decomposition (Figure 2), similarity (Figure 4), or attribution of the layers."""
+    figure: str = "decomposition"
+    """Figure: decomposition (Figure 2), similarity (Figure 4), attribution of the layers, or a
+    registered one."""
     model: Place = "zoo/student"
     """Model of the decomposition."""
     teacher: Place = "zoo/teacher"
@@ -129,7 +140,7 @@ class AnalysisJob(Job):
     """Measure the first so many examples of the split; null: all of them."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest example in tokens; a longer one loses its end."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1), RUNTIME] = 8
     """Examples in a forward pass."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the random directions and of the tokens that are drawn."""

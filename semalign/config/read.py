@@ -19,7 +19,7 @@ from semalign.errors import UserError, nearest
 Schema = TypeVar("Schema", Config, EvaluationJob, AnalysisJob)
 
 COMMAND_LINE = "command line"
-DEFAULT = "default"
+_DEFAULT = "default"
 # What MLflow itself reads them as; any setting that is given wins.
 ENVIRONMENT = {
     "tracking.uri": "MLFLOW_TRACKING_URI",
@@ -71,10 +71,10 @@ def _source(name: str, layers: list[tuple[str, dict[str, Any]]]) -> str:
     for source, layer in reversed(layers):
         node: Any = layer
         for part in name.split("."):
-            node = node.get(part, DEFAULT) if isinstance(node, Mapping) else node
-        if node is not DEFAULT:
+            node = node.get(part, _DEFAULT) if isinstance(node, Mapping) else node
+        if node is not _DEFAULT:
             return source
-    return DEFAULT
+    return _DEFAULT
 
 
 def environment_settings() -> dict[str, str]:

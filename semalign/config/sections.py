@@ -86,6 +86,8 @@ class Data(Settings):
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the labelled rows that are given another row's answer, the same rows for every
     seed."""
+    shared_with: tuple[str, ...] = ()
+    """Reported splits that may share rows with those that are trained on; others are refused."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest example in tokens; a longer one loses its end."""
 

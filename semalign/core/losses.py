@@ -172,14 +172,21 @@ class Objective:
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")
-OBJECTIVES.register(
+
+
+def register_objective(name: str, objective: Objective) -> None:
+    """Add an alignment loss: `loss.objective=<name>` in a configuration then uses it."""
+    OBJECTIVES.register(name, objective)
+
+
+register_objective(
     "cosine",
     Objective(
         lambda h, target, lengths, heads: len(h) - cosine_sum(h, target),
         "1 - cosine of the student's rows and the mapped ones of the teacher (Eq. 3)",
     ),
 )
-OBJECTIVES.register(
+register_objective(
     "fisher",
     Objective(
         lambda h, target, lengths, heads: fisher_sum(h, target, *heads),
@@ -187,7 +194,7 @@ OBJECTIVES.register(
         uses_heads=True,
     ),
 )
-OBJECTIVES.register(
+register_objective(
     "geometry",
     Objective(
         lambda h, target, lengths, heads: geometry_sum(h, target, lengths),

@@ -16,6 +16,7 @@ from semalign.config.jobs import AnalysisJob, Config, EvaluationJob
 from semalign.config.sections import Evaluation
 from semalign.errors import UserError
 from semalign.methods.method import method_of
+from semalign.plugins import VARIABLE
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
@@ -52,7 +53,7 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     try:
         # "local", or Ray would join whatever cluster was started on this machine before
         where = {"address": "local", **local} if ours else {"address": address}
-        ray.init(logging_level=logging.WARNING, **where)
+        ray.init(logging_level=logging.WARNING, runtime_env=_plugins(), **where)
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster answers there ({error})"
@@ -65,6 +66,14 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
         ray.shutdown()
         if ours:
             del os.environ[_API_SERVER]
+
+
+def _plugins() -> dict[str, Any] | None:
+    """The runtime environment in which every process imports the plugins of this one."""
+    if not (names := os.environ.get(VARIABLE)):
+        return None
+    hook = "semalign.plugins.load_plugins"
+    return {"env_vars": {VARIABLE: names}, "worker_process_setup_hook": hook}
 
 
 def _free_port() -> int:

@@ -7,7 +7,8 @@ most the workers of one model (or of two that are needed together) are alive at 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from semalign.artifacts.activations import Column
 from semalign.artifacts.artifact import Artifact, Json, Workspace
 from semalign.artifacts.host import Host, Observer
 from semalign.artifacts.local import Timer
-from semalign.config.jobs import Config
+from semalign.config.jobs import AnalysisJob, Config
 from semalign.engine.serving import ANYWHERE
 from semalign.errors import Failed, UserError
 from semalign.stages.extraction import Activations
@@ -56,8 +57,8 @@ class RayExecutor:
     """Makes artifacts on the cluster that this process has joined.
 
     A training with one worker and no GPU runs in this process, others under Ray Train; `observe` is
-    called after every epoch; where a Ray Tune trial `reports`, what it returns is the trial's score.
-    Use it as a context: the workers end with it.
+    called after every epoch; where a Ray Tune trial `reports`, it returns the trial's score. Use it
+    as a context: the workers end with it.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class RayExecutor:
 
     def _train(self, update: Update, folder: Path) -> Mapping[str, Json]:
         if trains_here(self.config):
-            return update.make(folder, Host(self.workspace, observe=self.observe))
+            with threads(self.config.training.cpus_per_worker):
+                return update.make(folder, Host(self.workspace, observe=self.observe))
         from semalign.engine.train_worker import fit
 
         checkpoint = fit(update, self.config, self.workspace, self.observe, reports=self.reports)
@@ -138,10 +140,38 @@ class RayExecutor:
             max_restarts=settings.max_restarts,
             max_task_retries=settings.max_restarts,
         )
-        threads = max(1, math.floor(settings.num_cpus))
+        cores = max(1, math.floor(settings.num_cpus))
         while len(self._workers) < number:
-            self._workers.append(actor.remote(self.workspace, threads, settings.device_map))
+            self._workers.append(actor.remote(self.workspace, cores, settings.device_map))
         return self._workers[:number]
+
+
+def make_alone(
+    artifact: Artifact, workspace: Workspace, resources: AnalysisJob, folder: Path
+) -> Mapping[str, Json]:
+    """Make one artifact in a worker of these resources, which ends with it."""
+    actor = ray.remote(ModelWorker).options(
+        num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=2, max_task_retries=2
+    )
+    cores = max(1, math.floor(resources.num_cpus))
+    worker = actor.remote(workspace, cores, resources.device_map)
+    try:
+        return fetch(worker.make.remote(artifact, folder))
+    finally:
+        ray.kill(worker)
+
+
+@contextmanager
+def threads(cpus: float) -> Iterator[None]:
+    """Within the context torch computes with as many threads as there are whole CPUs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, math.floor(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def trains_here(config: Config) -> bool:

@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import write_json, write_text
 from semalign.artifacts.local import Timer
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.core.attribution import critical_layers
 from semalign.data.root import data_root
 from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
+from semalign.files import write_json, write_text
 from semalign.methods.method import Recipe, Transfer, used_settings
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired

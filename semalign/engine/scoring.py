@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import check_writable, content_key
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
@@ -16,8 +15,10 @@ from semalign.data.root import data_root
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, evaluate, wanted_records
 from semalign.engine.tracking import recorded
+from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
+from semalign.plugins import load_plugins
 from semalign.stages.judged import Candidate, Served
 from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import load_split
@@ -128,6 +129,7 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
 
 def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
+    load_plugins(job.plugins)
     chosen_protocol(job)
     model = open_model(job, job.model)
     base = Candidate(name=Path(job.model).name, model=model)

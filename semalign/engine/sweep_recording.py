@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semalign.artifacts.files import write_text
+from semalign.artifacts.local import Timer
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config
 from semalign.engine import recording
-from semalign.engine.evaluation import Evaluation
-from semalign.engine.steps import Steps
+from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
+from semalign.files import write_text
 from semalign.report import comparison, table
 from semalign.report import sweep as report
 from semalign.sweep.summary import Summary
@@ -18,14 +18,12 @@ from semalign.sweep.trials import Trial
 from semalign.sweep.trials import show as said
 
 
-def finish_trial(
-    run: Run, trial: Trial, steps: Steps, folder: Path, evaluation: Evaluation
-) -> None:
+def finish_trial(run: Run, trial: Trial, folder: Path, scored: Scored, timer: Timer) -> None:
     """Scores, times, the adapter and the point of the sweep; then the trial's run is finished."""
     run.tags({f"axis.{name}": said(value) for name, value in trial.axes.items()})
-    recording.record_result(run, folder)
-    recording.record_scores(run, evaluation)
-    run.metrics({f"seconds/{name}": [value] for name, value in steps.seconds.items()})
+    recording.record_result(run, trial.config, folder)
+    recording.record_scores(run, scored)
+    run.metrics({f"seconds/{name}": [value] for name, value in timer.seconds.items()})
     run.end("FINISHED")
 
 

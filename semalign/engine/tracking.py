@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from semalign.artifacts.files import locked
 from semalign.config.jobs import Job
 from semalign.errors import UserError
+from semalign.files import locked
 
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000

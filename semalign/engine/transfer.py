@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from semalign.artifacts.artifact import Workspace
-from semalign.artifacts.files import check_writable
+from semalign.artifacts.artifact import Workspace, union
 from semalign.artifacts.host import Observer
 from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
 from semalign.config.jobs import Config
@@ -16,14 +15,16 @@ from semalign.engine import recording
 from semalign.engine.evaluation import Scored
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
+from semalign.files import check_writable
 from semalign.methods.method import Recipe, Transfer
 from semalign.models.heads import find_lm_head
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a transfer leaves: its folder, its MLflow run, and its scores."""
+    """What a transfer leaves: its effective configuration, folder, MLflow run and scores."""
 
+    config: Config
     folder: Path
     run_id: str
     scored: Scored
@@ -72,7 +73,7 @@ def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
         recording.finish(run, prepared, recipe, scored, timer)
     recording.point_latest(folder)
     recording.show(config, scored, folder, run)
-    return Outcome(folder, run.run_id, scored)
+    return Outcome(config, folder, run.run_id, scored)
 
 
 @contextlib.contextmanager
@@ -89,13 +90,16 @@ def _executor(
         yield executor
 
 
-def make(prepared: Transfer, executor: Executor) -> Recipe:
-    """Make everything of a transfer, or find it made; returns what there is."""
+def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Recipe:
+    """Make everything of a transfer, or find it made; returns what there is.
+
+    `quiet`: the pairs are not printed.
+    """
     make_all(executor, prepared.first)
     recipe = prepared.recipe(executor.workspace)
-    for pair in recipe.pairs:
+    for pair in () if quiet else recipe.pairs:
         print(f"[pair] {prepared.config.pairing.strategy}; {pair}", flush=True)
-    make_all(executor, (a for a in recipe.artifacts if a not in prepared.first))
+    make_all(executor, union(recipe.artifacts)[len(prepared.first) :])
     return recipe
 
 

@@ -1,4 +1,4 @@
-"""One trial of a sweep, in a process of its own: trained by Ray Train, scored by shared engines.
+"""One trial of a sweep, in a process of its own: trained there, scored by shared engines.
 
 How it ended is a file: `finished/<id>.json`, `failed/<id>.json` or `stopped/<id>.json` in the
 sweep's folder.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,22 @@ from typing import Any
 import ray
 from ray import tune
 
-from semalign.artifacts.files import write_json
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.local import Executor, LocalExecutor, Timer
 from semalign.artifacts.records import read_records
-from semalign.config.jobs import Config
 from semalign.engine import recording, sweep_recording
-from semalign.engine.methods import make
-from semalign.engine.scoring import score_candidates
-from semalign.engine.steps import Steps
+from semalign.engine.executor import RayExecutor, threads, trains_here
+from semalign.engine.scoring import score_candidates, transferred
 from semalign.engine.tracking import Run
-from semalign.engine.transfer import transferred
+from semalign.engine.transfer import make
+from semalign.files import write_json
+from semalign.methods.method import Transfer
+from semalign.stages.judged import Served
 from semalign.sweep.file import Sweep
 from semalign.sweep.summary import Result, finished
 from semalign.sweep.trials import Trial
 
-Engines = dict[str, list[Any]]  # by model
+Engines = dict[Served, list[Any]]
 DIED = "its process died; the same command again runs it"
 
 
@@ -43,6 +47,9 @@ class Shared:
     run: Run
     engines: Engines
     folder: Path
+
+    def transfer(self, trial: Trial) -> Transfer:
+        return Transfer(trial.config, ray.get(self.inputs[trial.id]))
 
 
 def open_run(run: Run, trial: Trial) -> Run:
@@ -62,7 +69,7 @@ def run_trial(params: dict[str, str], shared: Shared) -> None:
         write_json(ended(shared.folder, trial, "failed"), {"error": said})
         raise
     ended(shared.folder, trial, "failed").unlink(missing_ok=True)
-    tune.report({"score": score, "epoch": trial.config.epochs})
+    tune.report({"score": score, "epoch": trial.config.training.epochs})
 
 
 def _set_up_ray_train() -> None:
@@ -79,39 +86,69 @@ def _set_up_ray_train() -> None:
 
 def _transfer(trial: Trial, shared: Shared) -> float:
     begin, config = time.monotonic(), trial.config
-    run = open_run(shared.run, trial)
-    steps = Steps(config, ray.get(shared.inputs[trial.id]), quiet=True)
+    run, workspace, timer = open_run(shared.run, trial), Workspace(config.work), Timer(quiet=True)
+    prepared = shared.transfer(trial)
     metric = shared.sweep.metric(config.data.task)
-    scored = EpochScore(config, shared.engines, *metric) if shared.sweep.scheduler else None
-    recording.start(run, steps)
-    folder = make(steps, run, scored).folder
-    evaluation = score_candidates(config, [transferred(config, folder)], shared.engines)
-    sweep_recording.finish_trial(run, trial, steps, folder, evaluation)
-    records = {f"{task}/{split}": str(file) for (_, task, split), file in evaluation.files.items()}
+    recording.start(run, prepared)
+    served = workspace.path / "unfinished" / f"epochs-{trial.id}"
+    score = EpochScore(prepared, shared.engines, *metric) if shared.sweep.scheduler else None
+    observe = recording.EpochRecorder(run, score, served, config.training.epochs)
+    with threads(config.training.cpus_per_worker):
+        recipe = make(prepared, _executor(prepared, workspace, timer, observe), quiet=True)
+    folder = workspace.place(recipe.result)
+    recording.describe(folder, config)
+    scored = score_candidates(config, [transferred(prepared, folder)], shared.engines, judge_cpus=0)
+    shutil.rmtree(served, ignore_errors=True)
+    sweep_recording.finish_trial(run, trial, folder, scored, timer)
+    records = {f"{task}/{split}": str(file) for (_, task, split), file in scored.files.items()}
     write_json(
         ended(shared.folder, trial, "finished"),
         {"seconds": time.monotonic() - begin, "folder": str(folder), "records": records},
     )
-    return evaluation.scores[recording.TRANSFERRED, *metric].value
+    return scored.scores[recording.TRANSFERRED, *metric].value
+
+
+def _executor(
+    prepared: Transfer, workspace: Workspace, timer: Timer, observe: recording.EpochRecorder
+) -> Executor:
+    """All of a trial in its own process, but for what needs GPUs or several workers."""
+    config = prepared.config
+    if trains_here(config) and not config.extraction.num_gpus:
+        return LocalExecutor(workspace, timer=timer, observe=TuneReports(observe))
+    return RayExecutor(
+        config, workspace, timer=timer, observe=observe, reports=observe.score is not None
+    )
+
+
+@dataclass(frozen=True)
+class TuneReports:
+    """Passes every epoch's score on to the Ray Tune trial that this process runs."""
+
+    observe: Callable[..., float | None]
+
+    def __call__(self, measured: Any, keep: Callable[[Path], None]) -> None:
+        if (score := self.observe(measured, keep)) is not None:
+            tune.report({"score": score, "epoch": measured.epoch})
 
 
 @dataclass(frozen=True)
 class EpochScore:
-    """The score by which the scheduler stops trials, after every epoch, from a training worker."""
+    """The score by which the scheduler stops trials, after every epoch."""
 
-    config: Config
+    transfer: Transfer
     engines: Engines
     task: str
     split: str
 
     def __call__(self, folder: Path) -> float:
-        settings = self.config.evaluation.model_copy(
+        config = self.transfer.config
+        settings = config.evaluation.model_copy(
             update={"tasks": (self.task,), "splits": (self.split,)}
         )
-        config = self.config.model_copy(update={"evaluation": settings})
-        candidate = replace(transferred(config, folder), name="epoch")
-        evaluation = score_candidates(config, [candidate], self.engines, judge_cpus=0)
-        return evaluation.scores["epoch", self.task, self.split].value
+        config = config.model_copy(update={"evaluation": settings})
+        candidate = replace(transferred(self.transfer, folder), name="epoch")
+        scored = score_candidates(config, [candidate], self.engines, judge_cpus=0)
+        return scored.scores["epoch", self.task, self.split].value
 
 
 def ended(folder: Path, trial: Trial, how: str) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,15 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from semalign.artifacts.files import content_key
+from semalign.artifacts.artifact import Artifact, Workspace, union
+from semalign.artifacts.local import Timer, make_all
 from semalign.config.jobs import Config
 from semalign.core.statistics import Score
 from semalign.engine import sweep_recording
 from semalign.engine.cluster import check_sweep, cluster_resources, connect, held_gpus
-from semalign.engine.dispatch import start_engines, stop_engines
-from semalign.engine.evaluation import Candidate
-from semalign.engine.methods import prepare_whole
-from semalign.engine.scoring import engine_shape, score_candidates
-from semalign.engine.steps import Need, Steps
+from semalign.engine.executor import RayExecutor, trains_here
+from semalign.engine.scoring import open_model, score_candidates
+from semalign.engine.serving import start_engines, stop_engines
 from semalign.engine.tracking import Run, recorded
 from semalign.engine.trial import (
     Engines,
@@ -38,11 +36,14 @@ from semalign.engine.trial import (
     stop,
 )
 from semalign.errors import Failed
-from semalign.stages.inputs import Inputs, check_writable
-from semalign.stages.trial_plan import contents, share_inputs
+from semalign.files import check_writable, content_key
+from semalign.methods.method import Transfer, method_of
+from semalign.models.reference import Model
+from semalign.stages.judged import Candidate, Served, served
 from semalign.sweep.file import Sweep
 from semalign.sweep.search import Point, load_optuna, suggest
 from semalign.sweep.summary import Key, Result, Summary, summarise
+from semalign.sweep.transfers import contents, transfers
 from semalign.sweep.trials import Trial, extremes, make_trial, references, trials
 
 
@@ -57,18 +58,18 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
     if sweep.search == "optuna":
         load_optuna()
         possible = extremes(sweep)
-    inputs = share_inputs(possible)
+    known = transfers(possible)
     config = planned[0].config
     check_writable(config.work)
     how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})
     ids = [trial.id for trial in planned]
-    key = content_key(sweep.name, ids, how, contents(possible, inputs))
+    key = content_key(sweep.name, ids, how, contents(known))
     folder = config.work / "sweeps" / f"{sweep.name}-{key}"
     with connect(config.cluster.address):
         compared = sweep.compare is not None
         check_sweep([t.config for t in possible], cluster_resources(), compared=compared)
         with recorded(config, key=key, name=sweep.name) as run:
-            summary = _run(sweep, planned, possible, inputs, run, folder)
+            summary = _run(sweep, planned, possible, known, run, folder)
             sweep_recording.finish(run, summary, folder)
             sweep_recording.show(summary, folder, config, run)
             if not any(result.state == "finished" for result in summary.results):
@@ -80,7 +81,7 @@ def _run(
     sweep: Sweep,
     planned: Sequence[Trial],
     possible: Sequence[Trial],
-    inputs: Mapping[str, Inputs],
+    known: Mapping[str, Transfer],
     run: Run,
     folder: Path,
 ) -> Summary:
@@ -95,9 +96,9 @@ def _run(
             before = len(batch) - len(todo)
             print(f"[sweep] {len(batch)} trials, {before} finished before", flush=True)
             if todo:
-                engines = engines or _start_engines(possible)
-                known = {**inputs, **share_inputs([t for t in todo if t.id not in inputs])}
-                prepare(todo, known)
+                engines = engines or _start_engines(possible, known)
+                known = {**known, **transfers([t for t in todo if t.id not in known])}
+                prepare([known[trial.id] for trial in todo])
                 shared = Shared(
                     sweep=sweep,
                     trials={trial.id: trial for trial in todo},
@@ -110,8 +111,11 @@ def _run(
         # last: the engines start while the first trials train
         compared = sweep.compare is not None
         config, models = references(planned, compared=compared)
-        beside = [Candidate(name=m if compared else "student", model=m) for m in models]
-        found = score_candidates(config, beside, engines).scores
+        bare = [
+            Candidate(name=m if compared else "student", model=open_model(config, m))
+            for m in models
+        ]
+        found = score_candidates(config, bare, engines).scores
     finally:
         for group in engines.values():
             stop_engines(group)
@@ -146,51 +150,52 @@ def _rounds(sweep: Sweep, planned: Sequence[Trial], folder: Path) -> Iterator[li
             scored.append((point, statistics.fmean(found) if found else None))
 
 
-def prepare(planned: Sequence[Trial], inputs: Mapping[str, Inputs]) -> None:
-    """Attribute, extract and so on once for all trials, which then find it done."""
-    needs: dict[Path, tuple[Steps, Need]] = {}
-    for trial in planned:
-        steps = Steps(trial.config, inputs[trial.id], quiet=True)
-        if not trial.config.pairs_layers:
-            prepare_whole(steps)
-            continue
-        pairs = steps.pair(steps.attribute())
-        steps.align()
-        for need in filter(lambda need: need.columns, steps.needs(pairs)):
-            path = steps.store_path(need)
-            columns = need.columns | (needs[path][1].columns if path in needs else frozenset())
-            needs[path] = steps, replace(need, columns=columns)
-    for steps, need in needs.values():
-        steps.fill(need)
+def prepare(wanted: Sequence[Transfer]) -> None:
+    """Make once what several trials need; they then find it."""
+    config = wanted[0].config
+    workspace = Workspace(config.work)
+    with RayExecutor(config, workspace, timer=Timer(quiet=True)) as executor:
+        make_all(executor, by_models(union(a for transfer in wanted for a in transfer.first)))
+        recipes = [transfer.recipe(workspace) for transfer in wanted]
+        shared = union(a for recipe in recipes for a in recipe.artifacts[:-1])
+        make_all(executor, by_models(shared))
 
 
-def _put(inputs: Mapping[str, Inputs], planned: Sequence[Trial]) -> dict[str, Any]:
+def by_models(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Those of the same models together, so that each is loaded once; last those of none."""
+    order = list(dict.fromkeys(tuple(m.path for m in a.models) for a in artifacts))
+    with_models = [models for models in order if models]
+    places = {models: place for place, models in enumerate([*with_models, ()])}
+    return sorted(artifacts, key=lambda a: places[tuple(m.path for m in a.models)])
+
+
+def _put(known: Mapping[str, Transfer], planned: Sequence[Trial]) -> dict[str, Any]:
     """Inputs in Ray's store, those that are equal once however many trials have them."""
-    placed: dict[Any, Any] = {}
+    placed: dict[int, Any] = {}
     found = {}
     for trial in planned:
-        own = inputs[trial.id]
-        key = id(own.train), own.extra_layers
-        if key not in placed:
-            placed[key] = ray.put(own)
-        found[trial.id] = placed[key]
+        inputs = known[trial.id].inputs
+        if id(inputs) not in placed:
+            placed[id(inputs)] = ray.put(inputs)
+        found[trial.id] = placed[id(inputs)]
     return found
 
 
-def _start_engines(planned: Sequence[Trial]) -> Engines:
+def _start_engines(planned: Sequence[Trial], known: Mapping[str, Transfer]) -> Engines:
     """The engines of every student that adapters are trained for, with room for the largest."""
-    ranks: dict[str, list[int]] = {}
+    ranks: dict[Served, list[int]] = {}
+    models: dict[Served, Model] = {}
     for trial in planned:
-        ranks.setdefault(trial.config.student, [])
-        if (rank := trial.config.adapter_rank) is not None:
-            ranks[trial.config.student].append(rank)
-    config = planned[0].config
-    shape = engine_shape(config.evaluation, config.dtype, config.trust_remote_code)
+        student = known[trial.id].inputs.student
+        models[served(student)] = student
+        held = ranks.setdefault(served(student), [])
+        if (rank := method_of(trial.config).rank(trial.config)) is not None:
+            held.append(rank)
+    settings = planned[0].config.evaluation
     # they mostly wait for trials: trainings take their CPUs meanwhile
-    shape = replace(shape, holds_cpus=False)
     return {
-        model: start_engines(model, shape, found, shape.num_engines)
-        for model, found in ranks.items()
+        key: start_engines(models[key], settings, found, settings.num_engines, holds_cpus=False)
+        for key, found in ranks.items()
     }
 
 
@@ -204,15 +209,13 @@ def _tune(shared: Shared, together: int) -> None:
         asha = sweep.scheduler.asha
         scheduler = ASHAScheduler(
             time_attr="epoch",
-            max_t=max(asha.grace_epochs, *(t.config.epochs for t in shared.trials.values())),
+            max_t=max(asha.grace_epochs, *(epochs(t.config) for t in shared.trials.values())),
             grace_period=asha.grace_epochs,
             reduction_factor=asha.reduction_factor,
         )
     trainable = tune.with_parameters(run_trial, shared=shared)
     tuner = tune.Tuner(
-        # Of CPUs the training below takes its own, which Tune does not count: the limit on trials
-        # does. Something must be asked for.
-        tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1.0}])),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([_resources(config)])),
         param_space={"trial": tune.grid_search(list(shared.trials))},
         tune_config=tune.TuneConfig(
             metric="score",
@@ -229,6 +232,19 @@ def _tune(shared: Shared, together: int) -> None:
         ),
     )
     tuner.fit()
+
+
+def _resources(config: Config) -> dict[str, float]:
+    """Of a trial's own process. Where Ray Train starts workers, they take theirs, which Tune does
+    not count (the limit on trials does); something must be named.
+    """
+    return {"CPU": config.training.cpus_per_worker} if trains_here(config) else {"memory": 1.0}
+
+
+def epochs(config: Config) -> int:
+    """How many a trial reports; of an effective configuration."""
+    assert config.training.epochs is not None
+    return config.training.epochs
 
 
 def _end_others(run: Run, results: Sequence[Result]) -> None:
@@ -267,7 +283,7 @@ class _Progress(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         planned, reported = self.shared.trials[trial.config["trial"]], trial.last_result
         said = f"{100 * reported['score']:.1f}"
-        if reported["epoch"] < planned.config.epochs:  # the last is the trial's own report
+        if reported["epoch"] < epochs(planned.config):  # the last is the trial's own report
             stop(self.shared.folder, planned, self.shared.sweep, reported)
             said += f", stopped early after epoch {reported['epoch']}"
         self._say(trial, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,14 +45,22 @@ class Inputs:
         return tuple(model.path for model in (self.teacher, self.student) if model.absent)
 
 
-def load_inputs(config: Config, *, align_split: str | None = None, planned: bool = False) -> Inputs:
+def load_inputs(
+    config: Config,
+    *,
+    trained: Sequence[str] = (),
+    align_split: str | None = None,
+    planned: bool = False,
+) -> Inputs:
     """Read and check everything that can be checked before weights are loaded.
 
-    `align_split` is read too where a method needs it. To plan, of the paper's models the published
+    `trained` are the splits that the method trains on, by default the training split; `align_split`
+    is read too where a method needs it. To plan, of the paper's models the published
     shape will do where they are absent.
 
     Raises UserError for missing models, data or splits, a vocabulary overlap below
-    `alignment.min_overlap`, an unknown task or pairing strategy, and layers out of range.
+    `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, and rows that
+    are both trained on and reported.
     """
     teacher, student = (_model(config, path, planned) for path in (config.teacher, config.student))
     check_layers(config, teacher.layers, student.layers)
@@ -72,9 +81,7 @@ def load_inputs(config: Config, *, align_split: str | None = None, planned: bool
             examples = mislabel(examples[: data.train_limit], data)
         splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
     chosen_protocol(config.evaluation)
-    for split in config.evaluation.splits:
-        for task in config.evaluation.tasks:
-            load_split(data_root(config.evaluation.root or data.root), task, split)
+    _check_held_out(config, trained or (data.train_split,))
     train, attribution = splits[data.train_split], splits[data.attribution_split]
     table = shared.student_to_teacher
     return Inputs(
@@ -87,6 +94,39 @@ def load_inputs(config: Config, *, align_split: str | None = None, planned: bool
         attribution_teacher=Dataset(translate(attribution.tokens, table)),
         align=splits[align_split] if align_split else Dataset([]),
     )
+
+
+def _check_held_out(config: Config, trained: Sequence[str]) -> None:
+    """Raise UserError when a split that is trained on is reported, whole or in part.
+
+    Rows are compared by their prompts; `data.shared_with` names reported splits that may share
+    some, and then their number is printed.
+    """
+    data, evaluation = config.data, config.evaluation
+    roots = data_root(data.root), data_root(evaluation.root or data.root)
+    prompts: dict[str, str] = {}
+    for split in trained:
+        limit = data.train_limit if split == data.train_split else None
+        rows = load_split(roots[0], data.task, split)[:limit]
+        prompts |= dict.fromkeys((row.prompt for row in rows), split)
+    for task, split in itertools.product(evaluation.tasks, evaluation.splits):
+        examples = load_split(roots[1], task, split)
+        if task != data.task:
+            continue
+        if split in trained and roots[0] == roots[1]:
+            raise UserError(
+                f"evaluation.splits: {split} of {task} is trained on; expected held-out splits, "
+                "such as dev and test"
+            )
+        shared = [prompts[row.prompt] for row in examples if row.prompt in prompts]
+        if shared and split not in data.shared_with:
+            raise UserError(
+                f"data.train_split={data.train_split}: {len(shared)} of {len(examples)} rows of "
+                f"{task}/{split}, which is reported, are also in {shared[0]}; expected none "
+                f"(data.shared_with=[{split}] allows them)"
+            )
+        if shared:
+            print(f"[data] {len(shared)} of {len(examples)} rows of {task}/{split} are trained on")
 
 
 def _model(config: Config, path: str, planned: bool) -> Model:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from semalign.artifacts.artifact import Artifact, Json, Workspace
-from semalign.artifacts.files import content_key
 from semalign.config.describe import given_settings, leaf_settings, runtime_settings
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair
 from semalign.errors import UserError
+from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
@@ -79,6 +79,10 @@ class Method(ABC):
     def align_split(self, config: Config) -> str | None:
         return None
 
+    def trained_splits(self, config: Config) -> tuple[str, ...]:
+        """The splits whose answers change the student."""
+        return (config.data.train_split,)
+
     def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
         """What has to be made before the pairs are known."""
         return ()
@@ -134,9 +138,11 @@ def effective(config: Config) -> Config:
 
 def check_effective(config: Config, found: Config) -> None:
     """Raise UserError for a setting that `config` gives and that has no effect in its effective
-    configuration `found`, and for an adapter of a rank that cannot be served.
+    configuration `found`, for weights that are all 0, and for an adapter that cannot be served.
     """
     _refuse_unused(config, found)
+    if found.loss.alpha == found.loss.beta == found.loss.gamma == 0:
+        raise UserError("loss: alpha, beta and gamma are all 0: there is nothing to learn")
     rank = method_of(found).rank(found) or 0
     if rank > LARGEST_RANK:
         setting = next(name for name in used_settings(found) if name.endswith(".rank"))
@@ -167,7 +173,7 @@ def _refuse_unused(config: Config, found: Config) -> None:
         return
     kept = {name: value for name, value in given.items() if name not in unused}
     # what the settings would be if they had been left out
-    neutral = filled(Config.model_validate(nested(kept))).model_dump(mode="json")
+    neutral = filled(Config.model_validate(nested(kept))).model_dump()
     for name, decider in unused.items():
         value = given[name]
         if value != lookup(neutral, name):
@@ -231,8 +237,14 @@ class Transfer:
     def of(cls, config: Config, *, planned: bool = False) -> Transfer:
         """Fill in and check the configuration, and read its inputs; loads no weights."""
         found = effective(config)
-        split = method_of(found).align_split(found)
-        return cls(found, load_inputs(found, align_split=split, planned=planned))
+        method = method_of(found)
+        inputs = load_inputs(
+            found,
+            trained=method.trained_splits(found),
+            align_split=method.align_split(found),
+            planned=planned,
+        )
+        return cls(found, inputs)
 
     @property
     def method(self) -> Method:
@@ -262,11 +274,13 @@ class Transfer:
     @functools.cached_property
     def key(self) -> str:
         """Names the run: models, rows and all settings that decide what it leaves."""
-        return content_key("transfer", used_settings(self.config), self._content())
+        used = used_settings(self.config)
+        return content_key("transfer", used, self._content(used))
 
-    def _content(self) -> list[Any]:
-        """The content of what the settings only name."""
-        inputs, config = self.inputs, self.config
+    def _content(self, used: Mapping[str, Any]) -> list[Any]:
+        """The content of what the used settings only name."""
+        inputs = self.inputs
         models = [[m.weights, m.tokens, m.serving] for m in (inputs.teacher, inputs.student)]
-        rows = [inputs.train.key, inputs.attribution_teacher.key, inputs.align.key]
-        return [models, rows, evaluated_content(config)]
+        attribution = inputs.attribution.key if "data.attribution_split" in used else None
+        rows = [inputs.train.key, attribution, inputs.align.key]
+        return [models, rows, evaluated_content(self.config)]

@@ -116,6 +116,8 @@ def load_model(
     folder = resolve(path)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the layers left out are reported as unexpected
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -132,6 +134,8 @@ def load_model(
         raise UserError(f"model '{path}' cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
     _check_complete(path, info)
     if device is not None and device_map is None:
         model = model.to(device)

@@ -52,10 +52,16 @@ class Model:
 
         **Raises** `UserError` for a model that is missing or cannot be read.
         """
-        known = {"path": path, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if planned and published.absent(path):
-            config = published.published_config(path)
-            return cls(**known, config=config, weights=path, tokens=path, serving=path)
+            return cls(
+                path=path,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                config=published.published_config(path),
+                weights=path,
+                tokens=path,
+                serving=path,
+            )
         config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
         if planned:
             weights = cached_fingerprint(path, cache=cache) or f"unread {path}"
@@ -64,7 +70,9 @@ class Model:
             weights = model_fingerprint(path, cache=cache)
             folder = resolve(path)
         return cls(
-            **known,
+            path=path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
             config=config,
             weights=weights,
             tokens=tokenizer_fingerprint(folder, cache=cache),

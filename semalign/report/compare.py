@@ -1,4 +1,4 @@
-"""Two candidates on the same items, from their records: by how much they differ, and how surely."""
+"""Two candidates compared on the same items, from their records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def paired(first: Sequence[Record], second: Sequence[Record], *, k: int = 1) -> 
     left, right = _profile(first), _profile(second)
     if left != right:
         raise UserError(
-            f"scores of profile {left} and of profile {right} say nothing about each other; "
+            f"scores of profile {left} and of profile {right} cannot be compared; "
             "evaluate both candidates under the same one"
         )
     kinds = sorted({f"{record.task} {record.split}" for record in (*first, *second)})
@@ -37,7 +37,7 @@ def _profile(records: Sequence[Record]) -> str:
 
 
 def by_group(records: Iterable[Record], *, k: int = 1) -> dict[str, Score]:
-    """The score of every group, such as MMLU's subjects, by name; records without one are left."""
+    """The score of every group, such as MMLU's subjects, by name, without records of no group."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record.group is not None:

@@ -1,4 +1,4 @@
-"""A sweep that sets methods side by side, task by task, as tables (the paper's Tables 1 and 2).
+"""Tables that compare the methods of a sweep, task by task (the paper's Tables 1 and 2).
 
 Nothing is chosen: every row is on the report split. Scores in percent, mean ± standard deviation
 over seeds; gaps and differences in points.
@@ -17,7 +17,7 @@ from semalign.sweep.file import Compare
 from semalign.sweep.summary import Key, Result, Setting, Summary, versus
 from semalign.sweep.trials import show
 
-_TOLD = {"data.task", "teacher"}  # columns and groups of the tables
+_GROUPS = {"data.task", "teacher"}  # the columns of the tables and the groups of their rows
 COMPARISON_NOTE = (
     "Percent, mean ± standard deviation over seeds. A gap is the teacher's score minus the row's, "
     "a difference the row's minus the control's, in points: item by item with each item's score "
@@ -40,7 +40,7 @@ class ComparisonRow:
         return ", ".join((self.method, *self.others))
 
     def scores(self, task: str, split: str) -> list[float]:
-        """One a seed that finished."""
+        """One score a seed that finished."""
         return self.settings[task].scores((task, split)) if task in self.settings else []
 
 
@@ -61,13 +61,13 @@ class Tables:
     @cached_property
     def rows(self) -> list[ComparisonRow]:
         axis = self._compare.axis
-        told = {axis} | {a.name for a in self.summary.sweep.axes if a.keys & _TOLD}
+        grouped = {axis} | {a.name for a in self.summary.sweep.axes if a.keys & _GROUPS}
         found: dict[tuple[str, str, tuple[str, ...]], dict[str, Setting]] = {}
         for setting in self.summary.settings:
             trial = setting.trial
             if axis not in trial.axes:
                 continue  # the base, where it is at no point of the axes
-            others = tuple(show(v) for name, v in trial.axes.items() if name not in told)
+            others = tuple(show(v) for name, v in trial.axes.items() if name not in grouped)
             key = trial.config.teacher, show(trial.axes[axis]), others
             found.setdefault(key, {})[trial.config.data.task] = setting
         teachers = list(dict.fromkeys(teacher for teacher, _, _ in found))
@@ -80,11 +80,11 @@ class Tables:
         return self.summary.sweep.compare
 
     def control(self, row: ComparisonRow) -> ComparisonRow | None:
-        """The control's row beside this one; None for the control itself."""
+        """The control's row of the same teacher and settings; None for the control itself."""
         if row.method == self._compare.control:
             return None
-        beside = (self._compare.control, row.teacher, row.others)
-        return next((r for r in self.rows if (r.method, r.teacher, r.others) == beside), None)
+        same = (self._compare.control, row.teacher, row.others)
+        return next((r for r in self.rows if (r.method, r.teacher, r.others) == same), None)
 
     def scores(self) -> Rows:
         """Models and methods under each teacher, a column a task, and the mean gap to it."""
@@ -148,7 +148,7 @@ class Tables:
         return f"{by}, p {p}" if by else "-"
 
     def costs(self) -> Rows:
-        """What each method trains and takes, the mean over its trials."""
+        """Parameters, seconds and memory of each method's training, the mean over its trials."""
         head = ["method", "trained parameters", "training, s", "peak memory, GB"]
         body = []
         for row in self.rows:
@@ -171,7 +171,7 @@ def _mean(results: Sequence[Result], name: str) -> float:
 
 
 def comparison_markdown(summary: Summary) -> str:
-    """All tables, with what they say."""
+    """All tables as Markdown, with their headings and the note on their numbers."""
     tables = Tables(summary)
     parts = [f"# Sweep {summary.sweep.name}", summary.sweep.description, COMPARISON_NOTE]
     parts += [f"## On {tables.split}", table.markdown(*tables.scores())]

@@ -62,8 +62,9 @@ def pairing(pairs: Sequence[Pair], teacher_layers: int, student_layers: int) -> 
 
 
 def loss_curve(steps: Mapping[str, Sequence[float | None]]) -> Figure:
-    """The total loss of every step with the terms in nats, and the alignment's on an axis of its
-    own; a step at which a term has no value (None) is a gap.
+    """The losses of every step: total, cross-entropy and KL in nats, alignment on its own axis.
+
+    A step at which a term has no value (None) is a gap.
     """
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -94,7 +95,7 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
 def parallel_coordinates(
     axes: Mapping[str, Sequence[Any]], values: Sequence[float], label: str
 ) -> Figure:
-    """A line a setting through its place on every axis, coloured by its value; the best on top.
+    """Parallel coordinates: a line a setting, coloured by its value, with the best on top.
 
     Axes of few distinct values have these as evenly spaced ticks, others are linear.
     """

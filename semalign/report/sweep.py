@@ -1,4 +1,4 @@
-"""A finished sweep for people: tables, Markdown, CSV, the best configuration, figures.
+"""A finished sweep as tables, Markdown, CSV, figures and the best configuration.
 
 Percent, mean ± standard deviation over seeds. The report split is shown for the chosen setting and
 the base alone.
@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from semalign.config.dotted import nested
 from semalign.core.statistics import Comparison
+from semalign.methods.method import used_settings
 from semalign.report import figures, table
 from semalign.sweep.summary import Setting, Summary, versus
 from semalign.sweep.trials import Trial, show
@@ -63,7 +65,7 @@ def _setting_row(summary: Summary, setting: Setting) -> list[str]:
 
 
 def difference(found: Comparison | None) -> tuple[str, str]:
-    """`+1.2 (-0.3 to 2.8)` in points, and the p-value; nothing of nothing."""
+    """`+1.2 (-0.3 to 2.8)` in points, and the p-value; empty where nothing was compared."""
     if found is None:
         return "", ""
     low, high = 100 * found.low, 100 * found.high
@@ -110,7 +112,7 @@ def failures_table(summary: Summary) -> Rows:
 
 
 def sweep_markdown(summary: Summary) -> str:
-    """All tables, with what they say."""
+    """All tables as Markdown, with their headings and the note on their numbers."""
     sweep, chosen = summary.sweep, summary.chosen
     select, split = sweep.select, sweep.report.split
     parts = [f"# Sweep {sweep.name}", sweep.description, SWEEP_NOTE]
@@ -131,8 +133,9 @@ def sweep_markdown(summary: Summary) -> str:
 
 
 def csv_text(summary: Summary) -> str:
-    """One row a trial, scores as fractions; where a setting is chosen, those on the report split
-    for it and the base only.
+    """The trials as CSV, one row each, with scores as fractions.
+
+    Where a setting is chosen, only it and the base have scores on the report split.
     """
     shown = {s.trial.setting for s in (summary.base, summary.chosen) if s is not None}
     compared = summary.sweep.compare is not None
@@ -150,8 +153,8 @@ def csv_text(summary: Summary) -> str:
         row = [trial.id, trial.setting, trial.label, trial.seed, trial.base, result.state]
         row += [f"{result.seconds:.1f}", result.error or ""]
         row += [show(trial.axes[name]) if name in trial.axes else "" for name in axes]
-        told = compared or trial.setting in shown
-        hidden = set() if told else {summary.sweep.report.split}
+        reported = compared or trial.setting in shown
+        hidden = set() if reported else {summary.sweep.report.split}
         row += [
             f"{result.score(key):.6g}" if key in result.items and key[1] not in hidden else ""
             for key in keys
@@ -163,14 +166,14 @@ def csv_text(summary: Summary) -> str:
 def best_yaml(trial: Trial) -> str:
     """The trial's whole configuration, as a file that a transfer takes as it is.
 
-    Settings without effect are left out, and where it ran.
+    Settings of where and how it ran, and those without an effect, are left out.
     """
     tree = nested(used_settings(trial.config))
     return f"# trial {trial.id}: {trial.label}\n" + yaml.safe_dump(tree, sort_keys=False)
 
 
 def draw(summary: Summary) -> dict[str, Figure]:
-    """By file name: parallel coordinates over all axes, a heat map for each two of the grid.
+    """Figures by file name: parallel coordinates over all axes, a heat map for each two axes.
 
     A cell of a heat map is the mean over the axes that are not on it.
     """

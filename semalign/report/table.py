@@ -1,4 +1,4 @@
-"""The table a transfer ends with, in the manner of the paper's Table 1."""
+"""The table at the end of a transfer, in the form of the paper's Table 1."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def header(
 
 
 def protocol(protocol: Protocol) -> str:
-    """`paper-1 (3f2a9c41)`: what a table's scores were made by."""
+    """`paper-1 (3f2a9c41)`: the protocol of a table's scores."""
     return f"{protocol.name}-{protocol.version} ({protocol.hash[:8]})"
 
 
 def new_console() -> Console:
-    """Of the terminal's width; a log's lines may be as long as the tables need."""
+    """A console of the terminal's width, or wide enough for any table where output is a file."""
     console = Console(soft_wrap=True)
     return console if console.is_terminal else Console(soft_wrap=True, width=240)
 
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
-    """For rich's console: four tasks fit in 80 columns. Short of room, the first column wraps."""
+    """A table for rich's console: four tasks fit in 80 columns, and the first column can wrap."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0
     )

@@ -1,4 +1,4 @@
-"""What the kernel is asked to forbid: the filter of system calls and the Landlock rules."""
+"""What the kernel forbids generated code: the filter of system calls and the Landlock rules."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _REFUSED_UNLESS = (("prlimit64", 0, 0), ("socketpair", 0, _UNIX))
 
 @functools.cache
 def syscall_filter(*, namespaces: bool) -> bytes | None:
-    """The filter as a program for the kernel; None where libseccomp is missing."""
+    """The filter of system calls as a program for the kernel; None where libseccomp is missing."""
     try:
         import pyseccomp as seccomp
     except (ImportError, RuntimeError, OSError):
@@ -104,7 +104,7 @@ def syscall_filter(*, namespaces: bool) -> bytes | None:
 
 
 def landlock_version() -> int:
-    """The version of Landlock in this kernel; 0 without."""
+    """The version of Landlock in this kernel; 0 where it has none."""
     try:
         return int(get_abi_version())
     except (LandlockError, OSError):
@@ -113,11 +113,11 @@ def landlock_version() -> int:
 
 @contextlib.contextmanager
 def landlock_ruleset(readable: Sequence[Path] | None) -> Iterator[int | None]:
-    """The rules as a file descriptor to hand down; None where the kernel has no Landlock.
+    """The Landlock rules as a file descriptor to inherit, or None where the kernel has no Landlock.
 
-    Only ``readable`` can be read, nothing can be run, and nothing written but /dev/null. None is
-    for namespaces, where the mounts guard the files; what is left are the rest of the rules: no
-    network, no signal or trace to the outside, no devices, no sockets.
+    With ``readable``, these paths alone can be read, nothing can be run, and nothing written but
+    /dev/null. Without it (in namespaces, where the mounts guard the files) the other rules remain:
+    no network, no signals to or traces of processes outside, no devices, no sockets.
     """
     version = landlock_version()
     if not version:

@@ -1,4 +1,4 @@
-"""Starts the inside of the sandbox: what it may see, as whom it runs, and how all of it ends."""
+"""Starts the processes inside the sandbox, restricts them, and ends all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 from semalign.sandbox.isolation import landlock_ruleset, syscall_filter
 from semalign.sandbox.root import PYTHON, enter_script, shown, tool
 
-STRONGEST, WEAKEST = 1, 3  # tiers, see sandbox.py
+STRONGEST, WEAKEST = 1, 3  # tiers, see run.py
 _START_LIMIT_S = 60.0  # for the machine, not the program, whose own clock starts with "ready"
 _LINE_LIMIT = 4096
 _OUR_CALLS = 64  # threads of the same user that may start while a program runs, see _processes
@@ -39,23 +39,25 @@ module.start_processes(request)
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed; says nothing about the program."""
+    """The sandbox itself failed, which is no verdict on the program."""
 
 
 @dataclass(frozen=True)
 class Launcher:
+    """A way to start the sandbox in one tier."""
+
     tier: int
     namespaces: tuple[str, ...] = ()  # options of unshare; in tier 1 only
     identity: str = ""  # options of setpriv
 
     @property
     def rules(self) -> bool:
-        """Whether the kernel is asked to filter calls and to guard files; tier 3 is without."""
+        """Whether the kernel filters system calls and guards files: in every tier but the third."""
         return self.tier < WEAKEST
 
 
 def in_namespaces() -> list[Launcher]:
-    """The ways into namespaces that this machine may have."""
+    """The launchers into namespaces that may work on this machine."""
     if not all(map(shutil.which, ("unshare", "setpriv", "mount", "chroot", "sh"))):
         return []
     spaces = ("--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child")
@@ -68,7 +70,7 @@ def in_namespaces() -> list[Launcher]:
 def started(
     launcher: Launcher, solution: str, limits: dict[str, int], processes: int
 ) -> Iterator[socket.socket]:
-    """The checker's channel once it has forked; at the end nothing is left of what started."""
+    """The channel to the checker, once it runs; on exit all processes have ended."""
     with contextlib.ExitStack() as cleanup:
         channel, theirs = socket.socketpair()
         cleanup.enter_context(channel)
@@ -128,10 +130,10 @@ def _filter(launcher: Launcher) -> bytes | None:
 
 
 def _processes(launcher: Launcher, processes: int) -> int:
-    """The limit to set: it counts a user, and the checker.
+    """The limit on the processes of one user, the checker included.
 
-    An ordinary user without namespaces is counted with all that it runs already, so there the
-    limit stops a fork bomb but is not exact.
+    For an ordinary user without namespaces, the kernel also counts what the user runs already, so
+    there the limit stops a fork bomb but is not exact.
     """
     if launcher.namespaces or os.geteuid() == 0:
         return processes + 1
@@ -145,7 +147,7 @@ def _processes(launcher: Launcher, processes: int) -> int:
 
 
 def _place(launcher: Launcher, cleanup: contextlib.ExitStack) -> dict[str, object]:
-    """Where the program runs and, without namespaces as root, as whom."""
+    """The folder that the program runs in and, for root without namespaces, its user id."""
     if launcher.namespaces:
         return {"folder": "/tmp", "uid": 0, "search": False}
     uid = _random_uid() if os.geteuid() == 0 else 0
@@ -186,7 +188,10 @@ def _random_uid() -> int:
 
 
 def receive_line(channel: socket.socket, deadline: float) -> bytes:
-    """One line without its end; what came before the writers died; TimeoutError at the deadline."""
+    """One line without its newline, or the part that arrived before its writers ended.
+
+    Raises TimeoutError at the deadline.
+    """
     data = b""
     while not data.endswith(b"\n") and len(data) < _LINE_LIMIT:
         if (left := deadline - time.monotonic()) <= 0:
@@ -203,7 +208,7 @@ def receive_line(channel: socket.socket, deadline: float) -> bytes:
 
 
 def _kill(process: subprocess.Popen[bytes], leash: int | None) -> None:
-    """Ends the whole tree and waits for it; what remains of its processes is reaped inside."""
+    """End the whole tree and wait for it; its remaining processes are reaped inside."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         if leash is None:
             # Only the first process of the namespace: unshare waits for it, and it for the rest.

@@ -1,4 +1,4 @@
-"""What of the file system generated code may see, and the shell script that makes a root of it."""
+"""The files that generated code may see, and the shell script that makes a root of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def enter_script() -> str:
 
 @functools.cache
 def shown() -> tuple[Path, ...]:
-    """What of the file system the program may read: Python, its libraries, setpriv."""
+    """The paths that the program may read: Python, its libraries, setpriv."""
     prefix = Path(sys.base_prefix).resolve()
     python = PYTHON if prefix in (Path("/usr"), Path("/")) else prefix
     libraries = [Path(path) for path in _LIBRARIES if Path(path).exists()]
@@ -58,7 +58,7 @@ def shown() -> tuple[Path, ...]:
 
 
 def tool(name: str) -> str:
-    """The path of a program that the machine is known to have."""
+    """The path of a program that is known to be installed."""
     path = shutil.which(name)
     assert path is not None, "the probe has seen it"
     return str(Path(path).resolve())

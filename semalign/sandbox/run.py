@@ -1,9 +1,9 @@
-"""Runs one untrusted solution against trusted tests, isolated, within limits: did it pass?
+"""Runs one untrusted solution against trusted tests, isolated and within limits.
 
-Two processes: the solution executes the generated code, the checker holds the tests and asks it for
-values, which cross as plain data (see harness.py, checker.py, wire.py). A pass is a random secret
-that arrives on a private channel after the last test; the solution's process never holds the tests,
-the secret or the channel.
+Two processes: the solution executes the generated code, the checker holds the tests and requests
+values from it, which cross as plain data (see harness.py, checker.py, wire.py). A pass is a random
+secret that arrives on a private channel after the last test; the solution's process never holds the
+tests, the secret or the channel.
 
 Tiers, strongest first. The probe really tries them and every verdict carries its tier.
 
@@ -44,9 +44,9 @@ from semalign.sandbox.root import PYTHON, shown
 
 _logger = logging.getLogger(__name__)
 
-DEFAULT = 2
+DEFAULT_TIER = 2
 
-# What the probe runs before it believes in a tier.
+# What the probe runs in a tier to find whether it isolates.
 _PROOF_1 = """
 import os, socket
 assert set(os.listdir("/")) <= {shown}, os.listdir("/")
@@ -94,9 +94,9 @@ def run(
     memory_mb: int = 512,
     processes: int = 8,
     file_mb: int = 8,
-    min_tier: int = DEFAULT,
+    min_tier: int = DEFAULT_TIER,
 ) -> Verdict:
-    """Runs ``program``, whose tests raise when they fail, and kills whatever it started.
+    """The verdict on ``program``, whose tests raise when they fail; all it started is killed.
 
     ``timeout_s`` bounds the wall-clock time of solution and tests, and with it CPU seconds;
     ``memory_mb`` the address space of each process (interpreter included), so that memory is
@@ -151,7 +151,7 @@ def _weakest() -> Launcher:
 
 @functools.cache
 def _probe(tier: int) -> Launcher | str:
-    """A launcher that has proven itself, or why there is none."""
+    """A launcher into the tier that was found to isolate, or the reason why there is none."""
     needs = "namespaces cannot be made (needs root, or user namespaces, with util-linux)"
     proof = _PROOF_1.format(shown={"dev", "tmp"} | {path.parts[1] for path in shown()})
     candidates = in_namespaces()

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import read_json, write_json
 from semalign.artifacts.host import Host
 from semalign.config.sections import Attribution
 from semalign.core.attribution import layer_scores
 from semalign.data.batches import length_buckets, pad, position_mask
 from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
+from semalign.files import read_json, write_json
 from semalign.models.decoder import find_decoder, logits, sublayer
 from semalign.models.reference import Model
 

@@ -15,13 +15,13 @@ from torch import nn
 
 from semalign.artifacts.activations import DTYPES, ActivationStore, Column
 from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Json
-from semalign.artifacts.files import read_json
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction
 from semalign.core.pairing import paper_number
 from semalign.data.batches import length_buckets, pad
 from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
+from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model

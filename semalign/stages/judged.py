@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import content_key
 from semalign.artifacts.host import Host
 from semalign.artifacts.records import Journal, Record
 from semalign.config.jobs import Config
 from semalign.config.sections import Evaluation, Sandbox
 from semalign.data.root import data_root
+from semalign.files import content_key
 from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import adapter_fingerprint
 from semalign.models.reference import Model

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import writing
 from semalign.artifacts.host import Host
 from semalign.config.sections import Alignment
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients
+from semalign.files import writing
 from semalign.models.heads import read_lm_head
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap
@@ -43,8 +43,15 @@ class MapKind:
 
 
 MAPS: Registry[MapKind] = Registry("map")
-MAPS.register("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
-MAPS.register(
+
+
+def register_map(name: str, kind: MapKind) -> None:
+    """Add a map: `alignment.map=<name>` in a configuration then uses it."""
+    MAPS.register(name, kind)
+
+
+register_map("cosine", MapKind(cosine_map, "M = S_S S_T^T: Eq. 1 and 2 as one matrix"))
+register_map(
     "dual",
     MapKind(
         dual_map,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
-from semalign.artifacts.files import read_json, write_json
 from semalign.artifacts.host import Host
 from semalign.core.similarity import MinibatchCKA
 from semalign.data.batches import pad
 from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
+from semalign.files import read_json, write_json
 from semalign.models.decoder import Decoder, capture, find_decoder, run_base
 from semalign.models.reference import Model
 

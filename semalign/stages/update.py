@@ -19,7 +19,6 @@ import torch
 
 from semalign.artifacts.activations import Column
 from semalign.artifacts.artifact import Artifact, Cost, Json, Workspace
-from semalign.artifacts.files import making, sha256
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction, Loss, Training
 from semalign.core.losses import OBJECTIVES
@@ -28,6 +27,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.labels import hide_labels
 from semalign.data.tokens import Tokens
 from semalign.errors import Diverged
+from semalign.files import making, sha256
 from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.heads import read_lm_head

@@ -24,7 +24,6 @@ from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import STRATEGIES, all_pairs
 from semalign.errors import UserError, nearest
 from semalign.methods import METHODS
-from semalign.models.loading import load_config
 from semalign.stages.mapping import MAPS
 from semalign.tasks import TASKS
 
@@ -167,7 +166,7 @@ def check_setting(key: str, where: str) -> None:
 
 
 def check_names(settings: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for the name of a method, task, strategy, objective or map that is unknown."""
+    """Raise UserError for an unknown name of a method, task, strategy, objective or map."""
     for key in settings.keys() & NAMES.keys():
         if settings[key] not in NAMES[key]:
             hint = nearest(str(settings[key]), NAMES[key])
@@ -196,6 +195,8 @@ def _settings(name: str, value: Any) -> dict[str, Any]:
 
 
 def _every_pair(base: Config) -> list[tuple[int, int]]:
+    from semalign.models.loading import load_config  # imports transformers, which takes seconds
+
     counts = [
         load_config(path, trust_remote_code=base.trust_remote_code).get_text_config()
         for path in (base.teacher, base.student)

@@ -70,7 +70,9 @@ class Tally:
 
     def add(self, choice: Choice, things: Sequence[Iterable[Hashable]]) -> None:
         """What the choice needs, for each of its leaves."""
-        masks = [sum(1 << self.bits.setdefault(t, len(self.bits)) for t in set(own)) for own in things]
+        masks = [
+            sum(1 << self.bits.setdefault(t, len(self.bits)) for t in set(own)) for own in things
+        ]
         held = self.masks.get(choice, (0,) * len(masks))
         self.masks[choice] = tuple(map(or_, held, masks))
 

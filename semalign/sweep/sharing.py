@@ -10,8 +10,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semalign.artifacts.artifact import Artifact, Cost
-from semalign.artifacts.files import content_key
 from semalign.core.pairing import Pair
+from semalign.files import content_key
 from semalign.methods.method import Recipe, Transfer
 from semalign.plan import Step, dearest_cost, recipe_steps
 from semalign.sweep.outcomes import Choice, Count, Tally, choice_of, most

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semalign.artifacts.files import content_key
 from semalign.config.jobs import Config
+from semalign.files import content_key
 from semalign.methods.inputs import Inputs, check_layers, load_inputs
 from semalign.methods.method import Transfer, method_of
 from semalign.stages.judged import evaluated_content
@@ -24,13 +24,16 @@ def transfers(trials: Sequence[Trial], *, planned: bool = False) -> dict[str, Tr
     found = {}
     for trial in trials:
         config = trial.config
-        split = method_of(config).align_split(config)
-        key = _inputs_key(config, split)
+        method = method_of(config)
+        split, trained = method.align_split(config), method.trained_splits(config)
+        key = _inputs_key(config, split, trained)
         if key not in loaded:
-            loaded[key] = load_inputs(config, align_split=split, planned=planned)
+            loaded[key] = load_inputs(config, trained=trained, align_split=split, planned=planned)
         inputs = loaded[key]
-        layers = key + config.pairing.model_dump_json() + content_key(
-            config.extraction.layers, config.attribution.top_n
+        layers = (
+            key
+            + config.pairing.model_dump_json()
+            + content_key(config.extraction.layers, config.attribution.top_n)
         )
         if layers not in checked:
             checked.add(layers)
@@ -39,14 +42,14 @@ def transfers(trials: Sequence[Trial], *, planned: bool = False) -> dict[str, Tr
     return found
 
 
-def _inputs_key(config: Config, align_split: str | None) -> str:
+def _inputs_key(config: Config, align_split: str | None, trained: Sequence[str]) -> str:
     """Of all settings that `load_inputs` looks at, but the layers."""
     data = config.data
     if data.label_noise == 0:  # rows without labels are read all the same
         data = data.model_copy(update={"labelled_limit": None})
     return content_key(
         *(config.teacher, config.student, config.dtype, config.trust_remote_code, config.workdir),
-        *(config.alignment.min_overlap, align_split),
+        *(config.alignment.min_overlap, align_split, list(trained)),
         *(data.model_dump_json(), config.evaluation.model_dump_json()),
     )
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from semalign.artifacts.files import content_key
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
 from semalign.config.read import validate
 from semalign.errors import UserError, nearest
+from semalign.files import content_key
 from semalign.methods.method import (
     check_effective,
     filled,
@@ -24,7 +24,7 @@ from semalign.methods.method import (
     used_settings,
 )
 from semalign.sweep.axes import Option, Range
-from semalign.sweep.file import Sweep, naming
+from semalign.sweep.file import Sweep
 
 LIMIT = 10_000  # trials that need no --yes
 
@@ -182,9 +182,7 @@ def make_trial(sweep: Sweep, point: Mapping[str, Option], seed: int) -> Trial:
     return make_trials(sweep, point, [seed])[0]
 
 
-def make_trials(
-    sweep: Sweep, point: Mapping[str, Option], seeds: Sequence[int]
-) -> list[Trial]:
+def make_trials(sweep: Sweep, point: Mapping[str, Option], seeds: Sequence[int]) -> list[Trial]:
     """The trials at a point, one a seed. Raises UserError with their label when invalid."""
     try:
         config, unused = _configured(sweep, point)
@@ -221,9 +219,7 @@ def _axes(
     return {n: option.value if n in cases else used[n] for n, option in point.items()}
 
 
-def _configured(
-    sweep: Sweep, point: Mapping[str, Option]
-) -> tuple[Config, frozenset[str]]:
+def _configured(sweep: Sweep, point: Mapping[str, Option]) -> tuple[Config, frozenset[str]]:
     """The effective configuration, and the settings of the base that have no effect in it.
 
     Raises UserError for such a setting of the point itself.

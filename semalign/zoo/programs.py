@@ -116,25 +116,26 @@ class Chain:
         return "\n".join(lines)
 
     def describe(self, rng: Random, hide: bool = False) -> str:
-        """Words for the chain: in the order of execution, or from the last step backwards.
+        """The chain in words: in the order of execution, or from the last step backwards.
 
-        With `hide`, one number is not told; the tests must give it away.
+        With `hide`, one number is left out; it follows from the tests.
         """
-        told = list(self.steps)
-        numbers = [i for i, (step, _) in enumerate(told) if step.constants == DIGITS]
+        described = list(self.steps)
+        numbers = [i for i, (step, _) in enumerate(described) if step.constants == DIGITS]
         if hide and numbers:
             index = rng.choice(numbers)
-            told[index] = (told[index][0], "some number")
-        phrases = [step.phrase.format(c=constant) for step, constant in told]
+            described[index] = (described[index][0], "some number")
+        phrases = [step.phrase.format(c=constant) for step, constant in described]
         if len(phrases) == 1:
             return phrases[0]
         if rng.random() < 0.5:
             return f"{', '.join(phrases[:-1])}, then {phrases[-1]}"
-        gerunds = [step.gerund.format(c=constant) for step, constant in told[:-1]]
+        gerunds = [step.gerund.format(c=constant) for step, constant in described[:-1]]
         return f"{phrases[-1]}, after {', after '.join(reversed(gerunds))}"
 
 
 def sample_chain(rng: Random) -> Chain:
+    """A chain of one to four operations, none twice."""
     kind = argument = rng.choice(("x", "xs", "s"))
     steps: list[tuple[Link, str]] = []
     for _ in range(rng.choice((1, 2, 2, 3, 3, 4))):
@@ -146,6 +147,7 @@ def sample_chain(rng: Random) -> Chain:
 
 
 def sample_input(rng: Random, argument: str) -> Any:
+    """A value for a number `x`, a word `s` or a list of digits `xs`."""
     if argument == "x":
         return rng.randint(-9, 20)
     if argument == "s":
@@ -170,8 +172,8 @@ def sample_tests(rng: Random, chain: Chain, count: int) -> list[tuple[str, str]]
             tests[repr(value)] = result
         if len(tests) == count:
             break
-    told_apart = any(value != result for value, result in tests.items())
-    return list(tests.items()) if len(tests) == count and told_apart else None
+    changes = any(value != result for value, result in tests.items())
+    return list(tests.items()) if len(tests) == count and changes else None
 
 
 def _sample(rng: Random, tests: int) -> tuple[str, Chain, list[tuple[str, str]], str]:

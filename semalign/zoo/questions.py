@@ -93,8 +93,8 @@ def properties(rng: Random) -> Draft:
     words = [(word, index) for index, group in enumerate(PROPERTIES.values()) for word in group]
     (one, first), (two, second) = rng.sample(words, 2)
     (a, b) = rng.sample([word for words in KIND_WORDS.values() for word in words], 2)
-    asked, answer = rng.choice(((a, first), (b, second)))
-    return f"The {a} is {one} and the {b} is {two}. What is told of the {asked}?", answer
+    subject, answer = rng.choice(((a, first), (b, second)))
+    return f"The {a} is {one} and the {b} is {two}. What is told of the {subject}?", answer
 
 
 NUMBERS = ("0", "1", "2", "3")

@@ -64,7 +64,7 @@ class TrainingRun:
 
 
 ALL = {"mmlu": 16, "gsm8k": 24, "humaneval": 8, "mbpp": 8}
-RUNS = {
+TRAINING_RUNS = {
     "teacher": TrainingRun(
         hidden_size=192,
         num_hidden_layers=6,
@@ -139,7 +139,7 @@ def extended(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerFast]:
 
 def make_model(name: str, out: Path, device: str) -> float:
     """Train a model and save it as bf16 safetensors; the seconds it took."""
-    run = RUNS[name]
+    run = TRAINING_RUNS[name]
     torch.manual_seed(run.seed)
     if run.start is None:
         tokenizer = make_tokenizer()
@@ -207,7 +207,7 @@ def run_recipe() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.only in (None, "data"):
         splits.write(arguments.out / "data")
-    for name in (model for model in RUNS if arguments.only in (None, model)):
+    for name in (model for model in TRAINING_RUNS if arguments.only in (None, model)):
         result: dict[str, Any] = {}
         if not arguments.skip_training:
             result["training_seconds"] = round(make_model(name, arguments.out, device))

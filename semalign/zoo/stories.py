@@ -28,7 +28,7 @@ class Story:
         self.chain: list[str] = []
         self.value = 0
 
-    def say(self, sentence: str) -> None:
+    def add(self, sentence: str) -> None:
         self.sentences.append(sentence[0].upper() + sentence[1:] + ".")
 
     def compute(self, sign: str, number: int) -> None:
@@ -39,37 +39,37 @@ class Story:
     def begin(self) -> None:
         if self.rng.random() < 0.3:
             boxes, each = self.rng.randint(2, 9), self.rng.randint(2, 9)
-            self.say(f"{self.name} has {boxes} boxes with {each} {self.thing} each")
+            self.add(f"{self.name} has {boxes} boxes with {each} {self.thing} each")
             self.value = boxes
             self.compute("*", each)
         else:
             self.value = self.rng.randint(2, self.start)
-            self.say(f"{self.name} has {self.value} {self.thing}")
+            self.add(f"{self.name} has {self.value} {self.thing}")
 
     def event(self) -> None:
         """One gain, loss or multiplication; the value stays between 1 and LARGEST."""
         kind = self.rng.random()
         if kind < 0.2 and self.value <= LARGEST // 4:
             factor = self.rng.randint(2, 4)
-            self.say(f"then the number of {self.thing} becomes {factor} times as large")
+            self.add(f"then the number of {self.thing} becomes {factor} times as large")
             self.compute("*", factor)
             return
         gain = (kind < 0.6 or self.value < 3) and self.value < LARGEST - 1
         most = LARGEST - self.value if gain else self.value - 1
         number = self.rng.randint(1, min(self.change, most))
         phrase = self.rng.choice(GAINS if gain else LOSSES)
-        self.say(f"{self.name} {phrase.format(n=number, other=self.other)}")
+        self.add(f"{self.name} {phrase.format(n=number, other=self.other)}")
         self.compute("+" if gain else "-", number)
 
     def distract(self) -> None:
-        self.say(f"{self.other} has {self.rng.randint(2, self.start)} {self.distraction}")
+        self.add(f"{self.other} has {self.rng.randint(2, self.start)} {self.distraction}")
 
-    def ask(self) -> str:
-        """The closing question; it may ask about two people together."""
+    def close(self) -> str:
+        """The closing question, which may be about two people together."""
         if self.rng.random() < 0.25 and self.value > 2:
             own, number = self.value, self.rng.randint(1, min(self.change, self.value - 1))
             word, sign = self.rng.choice((("more", "+"), ("fewer", "-")))
-            self.say(f"{self.other} has {number} {self.thing} {word} than {self.name}")
+            self.add(f"{self.other} has {number} {self.thing} {word} than {self.name}")
             self.compute(sign, number)
             self.compute("+", own)
             return f"How many {self.thing} do they have together?"
@@ -86,6 +86,6 @@ def word_problem(rng: Random) -> tuple[str, Row]:
         if index == distraction:
             story.distract()
         story.event()
-    closing = story.ask()  # may add a sentence, so it comes before the join
+    closing = story.close()  # may add a sentence, so it comes before the join
     text = " ".join([*story.sentences, closing])
     return text, {"question": text, "answer": f"{', '.join(story.chain)}\n#### {story.value}"}

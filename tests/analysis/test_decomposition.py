@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from semalign.analysis import FIGURES
+from semalign.analysis.artifact import DrawnFigure
 from semalign.analysis.decomposition import (
     decomposition_maps,
     isotropic_cosine,
@@ -15,7 +16,6 @@ from semalign.analysis.decomposition import (
     tight_frame_cosine,
 )
 from semalign.analysis.inputs import load_figure_inputs
-from semalign.analysis.measure import measure
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
 from semalign.data.tokens import Tokens
@@ -77,7 +77,7 @@ def test_random_atoms_are_nearly_a_tight_frame(width: int, atoms: int) -> None:
 
 def test_the_shipped_models_meet_the_theory_and_lose_nothing_under_the_dual_map() -> None:
     job = resolve([], ["limit=4"], AnalysisJob)
-    data = measure(job, load_figure_inputs(job), load_model)
+    data = DrawnFigure(job=job, inputs=load_figure_inputs(job)).measured([load_model(job.model)])
     assert data["random_theory"] == pytest.approx((1 + 128 / 640) ** -0.5)
     for curve in data["curves"]:
         if curve["map"] == "dual":

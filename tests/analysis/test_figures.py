@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from semalign.analysis import FIGURES, AnalysisFigure, register_figure
+from semalign.analysis.artifact import DrawnFigure
 from semalign.analysis.figure import FigureData, FigureInputs, FigureTable
 from semalign.analysis.inputs import load_figure_inputs
-from semalign.analysis.measure import measure
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.local import LocalExecutor
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
 from semalign.errors import UserError
-from semalign.models.loading import load_model
 from semalign.report import table
 from tests.analysis.figure_data import (
     attribution_data,
@@ -26,12 +28,18 @@ from tests.analysis.figure_data import (
 )
 
 
+def drawn(*overrides: str) -> DrawnFigure:
+    job = resolve([], overrides, AnalysisJob)
+    return DrawnFigure(job=job, inputs=load_figure_inputs(job))
+
+
 def test_the_key_names_what_determines_the_figure() -> None:
     def key(*overrides: str) -> str:
-        return load_figure_inputs(resolve([], ["limit=2", *overrides], AnalysisJob)).key
+        return drawn("limit=2", *overrides).key
 
     base = key()
-    assert key("batch_size=1") == key("num_cpus=2") == key("figure=decomposition") == base
+    assert key("num_gpus=1") == key("num_cpus=2") == key("figure=decomposition") == base
+    assert key("batch_size=1") == base
     others = [key(text) for text in ("seed=1", "limit=3", "dtype=bfloat16", "model=zoo/teacher")]
     similarity = [
         key("figure=similarity", text)
@@ -104,14 +112,16 @@ class Sizes(AnalysisFigure):
         return "sizes", ["student", "parameters"], [[data["student"], str(data["parameters"])]]
 
 
-def test_a_figure_is_added_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_is_added_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FIGURES, "_things", dict(FIGURES))
     register_figure(Sizes())
     job = resolve([], ["limit=2", "student=zoo/teacher"], AnalysisJob)
     job = job.model_copy(update={"figure": "sizes"})
     inputs = load_figure_inputs(job)
     assert inputs.overlap is None and inputs.teacher_tokens == inputs.tokens
-    data = measure(job, inputs, load_model)
+    toy = DrawnFigure(job=job, inputs=inputs)
+    workspace = Workspace(tmp_path)
+    data = toy.read(LocalExecutor(workspace).make(toy))
     assert data["figure"] == "sizes" and data["examples"] == 2
     assert FIGURES["sizes"].table(data)[2] == [["zoo/teacher", str(data["parameters"])]]
     assert len(FIGURES["sizes"].draw(data).axes) == 1

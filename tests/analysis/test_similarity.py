@@ -10,12 +10,13 @@ import torch
 
 from semalign.analysis import FIGURES, similarity
 from semalign.analysis.similarity import compare_layers, drawn_positions, similarity_panels
+from semalign.core.bases import semantic_bases as bases_of
 from semalign.core.similarity import linear_cka
 from semalign.data.tokens import Tokens
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.decoder import find_decoder
 from semalign.models.loading import load_model
-from semalign.stages.mapping import Transport
+from semalign.stages.mapping import MAPS, Transport
 from tests.analysis.figure_data import (
     similarity_data,
     states_of,
@@ -34,9 +35,9 @@ def compared(
     lora = lora_on_layers(load_model(family["student"]), [1], rank=2)
     save_adapter(lora, adapter, family["student"])
     teacher, student = load_model(family["teacher"]), load_model(family["student"])
-    heads = find_decoder(student).lm_head.weight, find_decoder(teacher).lm_head.weight
+    bases = [bases_of(find_decoder(model).lm_head.weight) for model in (student, teacher)]
     return similarity_panels(
-        teacher, student, (tokens, tokens), Transport.build(*heads, map="cosine"),
+        teacher, student, (tokens, tokens), Transport.build(*bases, MAPS["cosine"]),
         positions=40, batch_size=3, seed=5, adapter=str(adapter),
     )  # fmt: skip
 

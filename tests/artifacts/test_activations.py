@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from semalign.artifacts.activations import ActivationStore, Column, Identity
-from semalign.artifacts.files import write_text
+from semalign.artifacts.activations import ActivationStore, Column
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
+from semalign.files import write_text
 
 TOKENS = [Tokens(str(n), tuple(range(n)), 1) for n in (3, 5, 2, 4, 6)]
-IDENTITY = Identity(
-    model="m", tokenizer="t", dataset="d", examples=5, positions="all",
-    dtype="bfloat16", compute_dtype="float32", width=4, shard_examples=2,
-)  # fmt: skip
+IDENTITY = {"model": "m", "tokenizer": "t", "dataset": "d", "width": 4}
+SHAPE: dict[str, Any] = {
+    "examples": 5,
+    "positions": "all",
+    "dtype": "bfloat16",
+    "shard_examples": 2,
+}
 COLUMN = Column(3, "mlp")
+
+
+def open_store(path: Path, **changed: Any) -> ActivationStore:
+    """The store of `IDENTITY`, with other fields where they are given."""
+    identity = {name: changed.pop(name, value) for name, value in IDENTITY.items()}
+    return ActivationStore(path, identity, **{**SHAPE, **changed})
 
 
 def rows_of(shard: range, width: int = 4) -> torch.Tensor:
@@ -28,7 +38,7 @@ def rows_of(shard: range, width: int = 4) -> torch.Tensor:
 
 
 def filled(path: Path, columns: tuple[Column, ...] = (COLUMN,)) -> ActivationStore:
-    store = ActivationStore(path, IDENTITY)
+    store = open_store(path)
     for column in columns:
         for shard in range(store.num_shards):
             store.write(column, shard, rows_of(store.shard_of(shard)))
@@ -38,7 +48,7 @@ def filled(path: Path, columns: tuple[Column, ...] = (COLUMN,)) -> ActivationSto
 
 def test_rows_come_back_by_example(tmp_path: Path) -> None:
     filled(tmp_path)
-    reader = ActivationStore(tmp_path, IDENTITY).reader(COLUMN, TOKENS)
+    reader = open_store(tmp_path).reader(COLUMN, TOKENS)
     assert len(reader) == 5
     for e, example in enumerate(TOKENS):
         assert reader[e].dtype == torch.bfloat16
@@ -62,7 +72,7 @@ def test_reading_is_a_memory_map(tmp_path: Path) -> None:
 
 
 def test_only_missing_shards_and_columns_are_asked_for(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path, IDENTITY)
+    store = open_store(tmp_path)
     assert store.missing([COLUMN]) == {0: [COLUMN], 1: [COLUMN], 2: [COLUMN]}
     store.write(COLUMN, 1, rows_of(store.shard_of(1)))
     assert store.missing([COLUMN]) == {0: [COLUMN], 2: [COLUMN]}
@@ -72,7 +82,7 @@ def test_only_missing_shards_and_columns_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_column_counts_only_when_committed(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path, IDENTITY)
+    store = open_store(tmp_path)
     store.write(COLUMN, 0, rows_of(store.shard_of(0)))
     with pytest.raises(UserError, match=r"no column mlp\.3 .*holds nothing"):
         store.reader(COLUMN, TOKENS)
@@ -88,7 +98,7 @@ def test_what_another_commits_meanwhile_stays(tmp_path: Path) -> None:
     assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
     store.commit([mine])
     assert store.columns.keys() == {"mlp.1", "mlp.2", "mlp.3"}
-    assert ActivationStore(tmp_path, IDENTITY).columns == store.columns
+    assert open_store(tmp_path).columns == store.columns
 
 
 def test_a_text_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +120,16 @@ def test_another_request_is_refused_with_the_difference(tmp_path: Path, field: s
     with pytest.raises(
         UserError, match=rf"does not fit the request \({field}: has .*, wanted zz\)"
     ):
-        ActivationStore(tmp_path, replace(IDENTITY, **{field: "zz"}))
+        open_store(tmp_path, **{field: "zz"})
+
+
+def test_a_store_keeps_the_size_of_its_shards(tmp_path: Path) -> None:
+    """How it is cut is no part of what it holds."""
+    filled(tmp_path)
+    found = open_store(tmp_path, shard_examples=3)
+    assert (found.shard_examples, found.num_shards) == (2, 3)
+    assert found.missing([COLUMN]) == {}
+    assert found.reader(COLUMN, TOKENS)[4][:, 0].tolist() == [40.0 + t for t in range(6)]
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
@@ -120,7 +139,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     content[-1] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"00001\.safetensors: shard is missing or damaged"):
-        ActivationStore(tmp_path, IDENTITY).verify([COLUMN])
+        open_store(tmp_path).verify([COLUMN])
 
 
 def test_a_cut_shard_is_one_line(tmp_path: Path) -> None:
@@ -128,7 +147,7 @@ def test_a_cut_shard_is_one_line(tmp_path: Path) -> None:
     shard = tmp_path / "mlp.3" / "00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"00001\.safetensors: shard cannot be read"):
-        ActivationStore(tmp_path, IDENTITY).reader(COLUMN, TOKENS)
+        open_store(tmp_path).reader(COLUMN, TOKENS)
 
 
 def test_another_dataset_is_refused(tmp_path: Path) -> None:

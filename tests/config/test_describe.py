@@ -35,8 +35,7 @@ def test_every_setting_has_one_sentence(schema: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("schema", JOBS)
 def test_the_settings_are_those_of_the_sections(schema: type[Config]) -> None:
-    described = {name: s for name, s in leaf_settings(schema).items() if s.section not in
-                 ("evaluation.sampling", "sampling")}  # fmt: skip
+    described = {n: s for n, s in leaf_settings(schema).items() if "sampling." not in n}
     defaults = flat(schema().model_dump())
     assert described.keys() == defaults.keys()
     for name, setting in described.items():
@@ -60,11 +59,24 @@ def test_the_words_for_types() -> None:
     assert leaf_settings(EvaluationJob)["adapter"].type == "text; or list of texts; or null"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 3, -1, 0.1, 3e-05, 1e16, 1e300, float("inf"), "", "a", "null", "Yes", "1e-3",
+     "a b", "a: b", "a, b", "/x-y/z_w", "-", "#", "ü", "12",
+     [], ["a", "no"], [[1, 2]], ["a,b"], {"a": 1}],
+)  # fmt: skip
+def test_values_read_as_they_were(value: object) -> None:
+    text = yaml_text(value)
+    assert yaml.safe_load(text) == value
+    assert type(yaml.safe_load(text)) is type(value) and "\n" not in text
+
+
 def test_runtime_settings() -> None:
     """All settings of resources, and none that a result depends on."""
     assert runtime_settings(Config) == {
         "workdir",
         "trust_remote_code",
+        "plugins",
         "tracking.uri",
         "tracking.experiment",
         "tracking.run_name",
@@ -88,7 +100,7 @@ def test_runtime_settings() -> None:
     }
     assert runtime_settings(EvaluationJob) == evaluation
     own = runtime_settings(AnalysisJob) - runtime_settings(Config)
-    assert own == {"num_cpus", "num_gpus", "device_map"}
+    assert own == {"num_cpus", "num_gpus", "device_map", "batch_size"}
     assert Config.model_json_schema()["properties"]["workdir"]["runtime"] is True
 
 

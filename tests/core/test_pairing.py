@@ -8,6 +8,7 @@ import pytest
 from semalign.core import pairing
 from semalign.core.pairing import STRATEGIES, Pair, PaperPair, Request, pair_layers
 from semalign.errors import UserError
+from semalign.registry import Registry
 from tests.reference import pairing as reference
 
 SIZES = range(1, 49)
@@ -99,7 +100,7 @@ def test_a_student_layer_keeps_its_most_critical_pair() -> None:
 def all_critical(name: str, teacher: int, student: int, **more: object) -> list[PaperPair]:
     """The pairs of a strategy for every teacher layer as the critical one, in order, 1-based."""
     critical = tuple(range(1, teacher + 1))
-    return STRATEGIES[name](
+    return STRATEGIES[name].pair(
         Request(
             num_teacher_layers=teacher, num_student_layers=student,
             critical=critical, seed=0, explicit=(), **more,
@@ -210,12 +211,15 @@ def test_a_similarity_that_does_not_fit_is_refused(
 
 
 def test_adding_a_strategy_is_adding_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "STRATEGIES", dict(STRATEGIES))
+    strategies: Registry[pairing.Strategy] = Registry("pairing strategy")
+    monkeypatch.setattr(pairing, "STRATEGIES", strategies)
 
-    @pairing.strategy
     def first(_request: pairing.Request) -> list[pairing.PaperPair]:
+        """The first of both."""
         return [({1: 1.0}, 1)]
 
+    pairing.register_pairing("first", first)
+    assert strategies["first"].description == "The first of both."
     assert pair_layers("first", **LLAMA_2, critical=[9]) == [Pair((0,), (1.0,), 0)]
 
 

@@ -150,7 +150,9 @@ def test_false_alarms_and_intervals_are_as_promised() -> None:
     alarms = {"accuracy": 0, "pass@1": 0}
     for _ in range(500):
         hard = [draw.random() for _ in range(150)]
-        first, second = ({str(i): int(draw.random() < x) for i, x in enumerate(hard)} for _ in "ab")
+        first, second = (
+            {str(i): float(draw.random() < x) for i, x in enumerate(hard)} for _ in "ab"
+        )
         for metric in alarms:
             found = compare(first, second, metric=metric)
             alarms[metric] += found.p < 0.05

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from semalign.analysis.measure import measure
 
 from semalign import cli
 from semalign.analysis.inputs import load_figure_inputs
-from semalign.analysis.measure import measure
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
-from semalign.engine.analysis import run_analysis, show_analysis_plan
+from semalign.engine.analysis import run_analysis
 from semalign.models.loading import load_model
 
 Complain = Callable[..., str]
@@ -28,7 +28,7 @@ def complain(tmp_path: Path, capsys: Any) -> Complain:
     def run(*overrides: str) -> str:
         work = tmp_path / "work"
         given = [f"workdir={work}", *overrides]
-        status = cli.main(given, AnalysisJob, run=run_analysis, plan=show_analysis_plan)
+        status = cli.main(["analyze", *given])
         error = capsys.readouterr().err
         assert status == 2 and "Traceback" not in error
         assert not (work / "analyses").exists()
@@ -40,7 +40,7 @@ def complain(tmp_path: Path, capsys: Any) -> Complain:
 
 def test_unknown_names(complain: Complain, tmp_path: Path) -> None:
     said = complain("figure=similarty")
-    assert said == "error: figure='similarty': did you mean 'similarity'?"
+    assert said == "error: figure=similarty: did you mean 'similarity'?"
     assert complain("modle=x") == "error: modle: unknown key; did you mean 'model'?"
     assert "model folder '/nowhere' does not exist" in complain("model=/nowhere")
     assert "no split 'extrct'" in complain("split=extrct")
@@ -77,10 +77,7 @@ def test_one_job_leaves_a_figure_its_data_and_a_run(
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert artifacts == {"figure.png", "data.json"}
     times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert (
-        cli.main(["--plan", *overrides], AnalysisJob, run=run_analysis, plan=show_analysis_plan)
-        == 0
-    )
+    assert cli.main(["analyze", "--plan", *overrides]) == 0
     assert f"{folder}, already there" in capsys.readouterr().out
     assert run_analysis(job) == folder
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == times

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from semalign.artifacts.activations import ActivationStore, Column
-from semalign.artifacts.files import sha256
-from semalign.config.jobs import Config
-from semalign.data.tokens import Tokens
 from semalign.engine.extraction import ActorShape, extract
 from semalign.engine.steps import Steps
 from semalign.stages.inputs import load_inputs
+
+from semalign.artifacts.activations import ActivationStore, Column
+from semalign.config.jobs import Config
+from semalign.data.tokens import Tokens
+from semalign.files import sha256
 from tests.engine.faults import kill, when
 
 COLUMNS = [Column(1, "mlp"), Column(2, "mlp")]

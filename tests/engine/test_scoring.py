@@ -18,7 +18,7 @@ from semalign import cli
 from semalign.artifacts.records import read_records
 from semalign.config.jobs import EvaluationJob
 from semalign.config.read import resolve
-from semalign.engine.scoring import run_evaluation, show_evaluation_plan
+from semalign.engine.scoring import run_evaluation
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
 from semalign.zoo import path as zoo_path
@@ -53,7 +53,7 @@ def complain(data: Path, tmp_path: Path, capsys: Any) -> Complain:
     def run(*overrides: str) -> str:
         work = tmp_path / "work"
         given = [f"root={data}", "splits=[dev]", f"workdir={work}", *overrides]
-        status = cli.main(given, EvaluationJob, run=run_evaluation, plan=show_evaluation_plan)
+        status = cli.main(["evaluate", *given])
         error = capsys.readouterr().err
         assert status == 2 and "Traceback" not in error
         assert not work.exists()

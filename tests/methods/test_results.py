@@ -13,32 +13,36 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from semalign import zoo
 from semalign.artifacts.activations import Column
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.host import Host
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.config.sections import Lora, Seeking
+from semalign.config.sections import Extraction, Lora, Loss, Seeking, Training
 from semalign.data.batches import pad
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens, fingerprint, tokenise, translate
 from semalign.errors import UserError
+from semalign.methods import Transfer
 from semalign.methods.laten import transfer as laten
 from semalign.methods.laten.hypernet import injected
-from semalign.methods.laten.transfer import labelled_rows
-from semalign.methods.seeking.factors import seek
-from semalign.models.adapters import load_adapter, merge_adapter
+from semalign.methods.laten.method import LatenStudent
+from semalign.methods.method import effective
+from semalign.methods.seeking.method import SeekingAdaptation, SensitiveFactors
+from semalign.models.adapters import load_adapter
 from semalign.models.decoder import find_decoder, logits, run_base
-from semalign.models.loading import load_config, load_model, load_tokenizer
+from semalign.models.loading import load_model, load_tokenizer
 from semalign.models.partial import run_from
 from semalign.models.published import SHAPES, absent, published_config
+from semalign.models.reference import Model
+from semalign.models.shapes import shape_of
 from semalign.models.vocabulary import vocabulary_overlap
-from semalign.stages.costs import shape_of
-from semalign.stages.inputs import load_inputs
-from semalign.stages.job import Hyperparameters, ModelSpec, TrainJob
-from semalign.stages.method_costs import delta_bytes, trained_parameters, translate_step
-from semalign.stages.plan import make_plan
-from semalign.stages.prepare import build_tail, save_result
-from semalign.stages.student import StudentTail
+from semalign.stages.adaptation import FullAdaptation, LoraAdaptation
+from semalign.stages.extraction import Prefix
+from semalign.stages.student import SupervisedStudent
 from semalign.stages.training import train
+from semalign.stages.update import Update, supervised_student
 from semalign.tasks import load_split
-from tests.stages.conftest import make_store
+from tests.stages.conftest import stored
 
 CPU = torch.device("cpu")
 TEACHER, STUDENT = zoo.path("zoo/teacher"), zoo.path("zoo/student")
@@ -52,113 +56,130 @@ def rows() -> list[Tokens]:
 
 
 @pytest.fixture(scope="module")
-def job(rows: list[Tokens], tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("work"))
+
+
+def model(path: Path) -> Model:
+    return Model.open(str(path), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def update(rows: list[Tokens]) -> Update:
     """Cross-entropy on every layer."""
-    return TrainJob(
-        student=ModelSpec(path=str(STUDENT), dtype="float32"),
-        pairs=(),
-        interfaces=("mlp",),
-        adapter="lora",
-        lora=Lora(rank=4),
-        settings=Hyperparameters(
-            epochs=2, lr=3e-3, batch_size=8, micro_batch_size=8, alpha=0.0, beta=1.0
-        ),
-        transport=None,
-        teacher_store=None,
-        prefix_store=None,
-        layers=(0, 1, 2, 3),
+    return Update(
+        name="test",
+        student=model(STUDENT),
+        rows=Dataset(rows),
+        labelled=None,
+        adaptation=LoraAdaptation((0, 1, 2, 3), Lora(rank=4), 0),
+        loss=Loss(alpha=0.0, beta=1.0),
+        training=Training(epochs=2, lr=3e-3, batch_size=8, micro_batch_size=8),
+        extraction=Extraction(),
+        seed=0,
     )
 
 
-def prefixed(job: TrainJob, rows: list[Tokens], folder: Path) -> TrainJob:
+def prefixed(update: Update, workspace: Workspace) -> Update:
     """One layer, its input from a store: the control on the same layer."""
-    prefix = make_store(folder, STUDENT, rows, [Column(1, "input")], 128)
-    return replace(job, layers=(1,), prefix_store=prefix)
+    rows = update.rows.tokens
+    prefix = stored(workspace, update.student, rows, [Column(1, "input")], Prefix)
+    return replace(update, adaptation=LoraAdaptation((1,), Lora(rank=4), 0), prefix=prefix)
 
 
-def seeking(job: TrainJob, rows: list[Tokens], folder: Path, settings: Seeking) -> TrainJob:
+def seeking(update: Update, workspace: Workspace, **settings: object) -> Update:
     tokenizers = load_tokenizer(STUDENT), load_tokenizer(TEACHER)
     overlap = vocabulary_overlap(*tokenizers)
-    shared = overlap.student_ids, overlap.teacher_ids
-    seeds = translate(rows[:4], overlap.student_to_teacher)
-    factors = seek(load_model(TEACHER), load_config(STUDENT), seeds, settings, shared)
-    factors.save(folder / "factors.safetensors")
-    return replace(job, factors=str(folder / "factors.safetensors"), seeking=settings)
+    factors = SensitiveFactors(
+        teacher=model(TEACHER),
+        student=update.student,
+        rows=Dataset(translate(update.rows.tokens[:4], overlap.student_to_teacher)),
+        shared=overlap,
+        seeking=Seeking(rank=4, **settings),
+    )
+    workspace.ensure(factors, lambda folder: factors.make(folder, Host(workspace)))
+    return replace(update, adaptation=SeekingAdaptation(layers=(0, 1, 2, 3), factors=factors))
 
 
-Make = Callable[[TrainJob, list[Tokens], Path], TrainJob]
-JOBS: dict[str, Make] = {
+Make = Callable[[Update, Workspace], Update]
+UPDATES: dict[str, Make] = {
     "sft": prefixed,
-    "sft, whole layer": lambda j, r, f: replace(prefixed(j, r, f), adapter="full"),
-    "sft-all": lambda j, r, f: j,
-    "sft-all, whole layers": lambda j, r, f: replace(j, adapter="full"),
-    "seeking": lambda j, r, f: seeking(j, r, f, Seeking(rank=4)),
-    "seeking, nine": lambda j, r, f: seeking(j, r, f, Seeking(rank=4, modules=ALL_NINE)),
-    "seeking, block": lambda j, r, f: seeking(j, r, f, Seeking(rank=4, subtract="block")),
+    "sft, whole layer": lambda u, w: replace(prefixed(u, w), adaptation=FullAdaptation((1,))),
+    "sft-all": lambda u, w: u,
+    "sft-all, whole layers": lambda u, w: replace(u, adaptation=FullAdaptation((0, 1, 2, 3))),
+    "seeking": lambda u, w: seeking(u, w),
+    "seeking, nine": lambda u, w: seeking(u, w, modules=ALL_NINE),
+    "seeking, block": lambda u, w: seeking(u, w, subtract="block"),
 }
 
 
 @torch.no_grad()
-def answers(tail: StudentTail, rows: list[Tokens]) -> Tensor:
+def answers(student: SupervisedStudent, rows: list[Tokens]) -> Tensor:
     """What the model in memory makes of the token after each prompt (rows, V)."""
-    tail.eval()
-    decoder = find_decoder(tail.model)
-    hidden, mask, ids = tail._inputs(list(range(len(rows))), CPU)
+    student.eval()
+    decoder = find_decoder(student.model)
+    hidden, mask, ids = student._inputs(list(range(len(rows))), CPU)
     if hidden is None:
         final = run_base(decoder, ids, mask)
     else:
-        final = run_from(decoder, tail.supervision.first_layer, hidden, mask)
+        final = run_from(decoder, student.supervision.first_layer, hidden, mask)
     return logits(decoder, final[range(len(rows)), [row.prompt_length - 1 for row in rows]])
 
 
 @torch.no_grad()
-def reloaded(folder: Path, job: TrainJob, rows: list[Tokens]) -> Tensor:
+def reloaded(folder: Path, rows: list[Tokens]) -> Tensor:
     """The same of what was saved, by transformers and peft alone."""
-    if (folder / "adapter").exists() and job.adapter == "full":
-        merge_adapter(STUDENT, folder / "adapter", folder / "student")
     if (folder / "student").exists():
-        model = load_model(folder / "student")
+        found = load_model(folder / "student")
     else:
-        model = load_adapter(load_model(STUDENT), folder / "adapter")
+        found = load_adapter(load_model(STUDENT), folder / "adapter")
     ids, mask = pad(rows, 0)
-    scores = model(input_ids=ids, attention_mask=mask).logits
+    scores = found(input_ids=ids, attention_mask=mask).logits
     return scores[range(len(rows)), [row.prompt_length - 1 for row in rows]]
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", UPDATES)
 def test_a_saved_result_answers_as_it_did(
-    name: str, job: TrainJob, rows: list[Tokens], tmp_path: Path
+    name: str, update: Update, workspace: Workspace, rows: list[Tokens], tmp_path: Path
 ) -> None:
-    made = JOBS[name](job, rows, tmp_path)
-    tail = build_tail(made, rows, CPU)
-    untrained = answers(tail, rows)
-    tail.train()
-    train(tail, made.settings, on_epoch=lambda measured, save: None)
-    trained = answers(tail, rows)
+    made = UPDATES[name](update, workspace)
+    student = supervised_student(made, workspace, CPU)
+    untrained = answers(student, rows)
+    student.train()
+    train(student, made.training, made.seed, on_epoch=lambda measured, save: None)
+    trained = answers(student, rows)
     assert (trained - untrained).abs().max() > 0.1
-    save_result(tail.model, made, tmp_path / "saved")
-    found = reloaded(tmp_path / "saved", made, rows)
+    made.adaptation.save(student.model, tmp_path, made.student.path, last=True)
+    made.adaptation.finish(tmp_path, made.student.path)
+    found = reloaded(tmp_path, rows)
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-3)
     assert torch.equal(found.argmax(dim=1), trained.argmax(dim=1))
+    whole = made.adaptation.rank is None
+    assert (tmp_path / "student").exists() == whole
 
 
-def test_the_parameters_that_are_planned_are_trained(rows: list[Tokens], job: TrainJob) -> None:
-    for method, made in (("sft", replace(job, layers=(0,))), ("sft-all", job)):
-        config = planned(f"method={method}", "training.lora.rank=4")
-        tail = build_tail(made, rows, CPU)
-        count = sum(p.numel() for p in tail.parameters() if p.requires_grad)
-        assert trained_parameters(config, load_inputs(config), len(made.layers)) == count
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_parameters_that_are_planned_are_trained(
+    name: str, update: Update, workspace: Workspace
+) -> None:
+    made = UPDATES[name](update, workspace)
+    student = supervised_student(made, workspace, CPU)
+    count = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    assert made.adaptation.parameters(made.student) == count
 
 
-def test_a_student_that_the_losses_would_misread_is_refused(job: TrainJob, tmp_path: Path) -> None:
+def test_a_student_that_the_losses_would_misread_is_refused(
+    update: Update, workspace: Workspace, tmp_path: Path
+) -> None:
     shape = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = GraniteConfig(**shape, num_attention_heads=2, logits_scaling=4.0)
     GraniteForCausalLM(config).save_pretrained(tmp_path)
-    student = ModelSpec(path=str(tmp_path), dtype="float32")
-    for adapter in ("lora", "full"):
-        made = replace(job, student=student, layers=(0,), adapter=adapter)
+    load_tokenizer(STUDENT).save_pretrained(tmp_path)
+    student = model(tmp_path)
+    for adaptation in (LoraAdaptation((0,), Lora(rank=4), 0), FullAdaptation((0,))):
+        made = replace(update, student=student, adaptation=adaptation, rows=Dataset([]))
         with pytest.raises(UserError, match="the LM head does not turn"):
-            build_tail(made, [], CPU)
+            supervised_student(made, workspace, CPU)
 
 
 @pytest.mark.parametrize("key", ["seeking.modules", "training.lora.target_modules"])
@@ -168,33 +189,36 @@ def test_no_module_at_all_is_refused_in_one_line(key: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def laten_student(*overrides: str) -> tuple[LatenStudent, Transfer]:
+    transfer = Transfer.of(planned("method=laten", *overrides))
+    [recipe] = transfer.possible()
+    assert isinstance(recipe.result, LatenStudent)
+    return recipe.result, transfer
+
+
 def test_laten_learns_from_labelled_rows_alone() -> None:
-    config = planned("method=laten", "data.labelled_limit=3")
-    inputs = load_inputs(config)
-    train, align = labelled_rows(config, inputs.train, inputs.align)
-    assert train == inputs.train[:3] and align == list(inputs.align)
-    assert fingerprint(train) != fingerprint(inputs.train)  # and the key of the result with it
-    config = planned("method=laten", "data.labelled_limit=3", "laten.align_split=train")
-    inputs = load_inputs(config)
-    train, align = labelled_rows(config, inputs.train, inputs.align)
-    assert train == align == inputs.train[:3] and len(inputs.align) == 8
+    made, transfer = laten_student("data.labelled_limit=3")
+    inputs = transfer.inputs
+    assert made.train.tokens == inputs.train.tokens[:3]
+    assert made.align.tokens == list(inputs.align.tokens)
+    assert fingerprint(made.train.tokens) != fingerprint(inputs.train.tokens)
+    assert made.key != laten_student()[0].key
+    made, transfer = laten_student("data.labelled_limit=3", "laten.align_split=train")
+    inputs = transfer.inputs
+    assert made.train.tokens == made.align.tokens == inputs.train.tokens[:3]
+    assert len(inputs.align) == 8
 
 
 def test_latens_plan_counts_the_rows_that_are_there() -> None:
     def operations(*overrides: str) -> float:
-        config = planned("method=laten", "laten.steps=2", *overrides)
-        inputs = load_inputs(config)
-        [step] = [s for s in make_plan(config, inputs, ()).steps if s.name == "translate"]
-        assert step.gpus == 0.5
-        return step.operations
+        return laten_student("laten.steps=2", *overrides)[0].cost().operations
 
-    own = "laten.align_split=train", "extraction.num_gpus=0.5"
-    few = operations(*own, "laten.pool=4", "data.labelled_limit=3")
-    assert few == operations(*own, "data.labelled_limit=3")  # no 15 rows are there
-    assert few < operations(*own)
+    own = "laten.align_split=train"
+    few = operations(own, "laten.pool=4", "data.labelled_limit=3")
+    assert few == operations(own, "data.labelled_limit=3")  # no 15 rows are there
+    assert few < operations(own)
     with pytest.raises(UserError, match=r"laten.steps=50: expected at most \d+, one for each row"):
-        config = planned("method=laten", "laten.steps=50")
-        make_plan(config, load_inputs(config), ())
+        laten_student("laten.steps=50")
 
 
 def test_latens_saved_student_answers_as_the_hooked_one(rows: list[Tokens], tmp_path: Path) -> None:
@@ -202,7 +226,7 @@ def test_latens_saved_student_answers_as_the_hooked_one(rows: list[Tokens], tmp_
     student, teacher = load_model(STUDENT), load_model(TEACHER)
     tokenizer = load_tokenizer(STUDENT)
     overlap = vocabulary_overlap(tokenizer, load_tokenizer(TEACHER))
-    config = planned("method=laten", "laten.lr=0.01")
+    config = effective(planned("method=laten", "laten.lr=0.01"))
     made = laten.transfer(
         teacher,
         student,
@@ -263,21 +287,23 @@ def test_the_published_shapes_have_the_published_sizes() -> None:
 def test_13b_to_7b_is_planned_without_the_models(
     method: str, trained: int, low: float, high: float
 ) -> None:
-    config = llama2(method)
-    inputs = load_inputs(config, planned=True)
-    plan = make_plan(config, inputs, None if config.pairs_layers else ())
-    assert len(plan.absent) == 2
-    assert plan.trained == trained
-    largest = max(step.memory for step in plan.steps if step.name != "evaluate")
+    transfer = Transfer.of(llama2(method), planned=True)
+    assert len(transfer.inputs.absent) == 2
+    costs = [[a.cost().memory for a in recipe.artifacts] for recipe in transfer.possible()]
+    largest = max(max(memory) for memory in costs)
     assert low < largest < high
+    result = next(transfer.possible()).result
+    if isinstance(result, LatenStudent):
+        assert result.parameters == trained
+    else:
+        assert result.adaptation.parameters(result.student) == trained
 
 
 def test_latens_dense_deltas_are_avoided() -> None:
     """About 8 GB in float16 at 13B -> 7B, and twice that with gradients: ours are a tenth."""
-    config = llama2("laten")
-    inputs = load_inputs(config, planned=True)
-    dense, sparse = delta_bytes(config, inputs, dense=True), delta_bytes(config, inputs)
+    [recipe] = Transfer.of(llama2("laten"), planned=True).possible()
+    made = recipe.result
+    dense, sparse = made.delta_bytes(dense=True), made.delta_bytes()
     assert dense / 2 == pytest.approx(7.9e9, rel=0.01)
     assert sparse == 4 * 4096 * 96_576
-    teacher, student = shape_of(inputs.teacher), shape_of(inputs.student)
-    assert translate_step(config, inputs, teacher, student).disk == 4 * student.weights
+    assert made.cost().disk == 4 * made.student.shape.weights

@@ -56,9 +56,9 @@ def test_a_long_name_wraps_and_numbers_stay_whole() -> None:
     row = [name, "66.0 ± 1.3", "+1.3 (-0.8 to 3.5)"]
     with console.capture() as captured:
         console.print(table.terminal("title", ["setting", "mmlu dev", "to base (95%)"], [row]))
-    said = captured.get()
-    assert "66.0 ± 1.3 +1.3 (-0.8 to 3.5)" in said
-    assert "".join(said.split()).count("loss.alpha=0.1") == 1
+    shown = captured.get()
+    assert "66.0 ± 1.3 +1.3 (-0.8 to 3.5)" in shown
+    assert "".join(shown.split()).count("loss.alpha=0.1") == 1
 
 
 def test_markdown() -> None:

@@ -103,7 +103,7 @@ def test_nothing_escapes(tier: int, outside: Path) -> None:
         verdicts = judged(programs)
         assert [n for n, v in zip(ESCAPES, verdicts, strict=True) if v.passed] == []
         assert max(verdict.seconds for verdict in verdicts) < 3.0 + MARGIN_S
-        assert listeners.heard() == []
+        assert listeners.received() == []
         assert victim.alive()
         assert {path.name for path in outside.iterdir()} == {"canary", "unix", "log"}
         assert (outside / "canary").read_text() == "alive"
@@ -176,7 +176,7 @@ class Listeners:
     def port(self, name: str) -> int:
         return int(self.sockets[name].getsockname()[1])
 
-    def heard(self) -> list[str]:
+    def received(self) -> list[str]:
         found = []
         for name, item in self.sockets.items():
             try:

@@ -249,7 +249,8 @@ def test_a_solution_inherits_nothing_but_its_two_pipes(tier: int, tmp_path: Path
 def test_nothing_outlives_a_caller_that_is_killed(tier: int) -> None:
     solution = "import os, time\nos.fork()\ntime.sleep(987)"
     caller = (
-        "from semalign.sandbox import run as sandbox\nfrom semalign.sandbox.program import Program\n"
+        "from semalign.sandbox import run as sandbox\n"
+        "from semalign.sandbox.program import Program\n"
         f"found = sandbox._probe({tier})\nsandbox._launcher = lambda: found\nprint(flush=True)\n"
         f"sandbox.run(Program(solution={solution!r}, tests=''), timeout_s=60)\n"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.artifacts.activations import ActivationStore, Column
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 from semalign.models.decoder import capture, find_decoder, run_base
@@ -17,11 +17,15 @@ from semalign.stages.extraction import extract_shard
 from semalign.stages.supervision import Head, final_column
 
 
-def identity(examples: int, positions: str, width: int) -> Identity:
-    return Identity(
-        model="m", tokenizer="t", dataset="d", examples=examples, positions=positions,
-        dtype="float32", compute_dtype="float32", width=width, shard_examples=4,
-    )  # fmt: skip
+def store_of(path: Path, tokens: list[Tokens], positions: str) -> ActivationStore:
+    return ActivationStore(
+        path,
+        {"model": "m"},
+        examples=len(tokens),
+        positions=positions,
+        dtype="float32",
+        shard_examples=4,
+    )
 
 
 @pytest.mark.parametrize("positions", ["all", "answer"])
@@ -29,7 +33,7 @@ def test_stored_rows_equal_one_by_one(
     family: dict[str, Path], tokens: list[Tokens], tmp_path: Path, positions: str
 ) -> None:
     columns = [Column(1, "mlp"), Column(2, "attn"), Column(2, "input")]
-    store = ActivationStore(tmp_path, identity(len(tokens), positions, 48))
+    store = store_of(tmp_path, tokens, positions)
     cut = load_model(family["teacher"], dtype="float32", num_layers=3)
     for shard, wanted in store.missing(columns).items():
         members = [tokens[e] for e in store.shard_of(shard)]
@@ -51,7 +55,7 @@ def test_logits_come_back_from_the_stored_final_states(
     family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
 ) -> None:
     column = final_column(5)
-    store = ActivationStore(tmp_path, identity(len(tokens), "answer", 48))
+    store = store_of(tmp_path, tokens, "answer")
     teacher = load_model(family["teacher"], dtype="float32")
     for shard in store.missing([column]):
         members = [tokens[e] for e in store.shard_of(shard)]

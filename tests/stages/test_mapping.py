@@ -9,10 +9,11 @@ import torch
 
 from semalign.artifacts.activations import Reader
 from semalign.config.sections import Loss
+from semalign.core.bases import semantic_bases
 from semalign.core.pairing import Pair
 from semalign.data.tokens import Tokens
 from semalign.models.heads import read_lm_head
-from semalign.stages.mapping import Transport
+from semalign.stages.mapping import MAPS, Transport
 from semalign.stages.supervision import Target, teacher_columns
 from tests.reference import alignment as reference
 
@@ -22,13 +23,21 @@ def heads(family: dict[str, Path]) -> tuple[torch.Tensor, torch.Tensor]:
     return read_lm_head(str(family["student"])), read_lm_head(str(family["teacher"]))
 
 
+def build(
+    heads: tuple[torch.Tensor, torch.Tensor], name: str, top_k: int | None = None
+) -> Transport:
+    """From the bases of both heads, or from the heads themselves for a map that uses no bases."""
+    sides = [semantic_bases(head) for head in heads] if MAPS[name].uses_bases else heads
+    return Transport.build(*sides, MAPS[name], top_k=top_k)
+
+
 def test_matrix_and_long_way_agree_with_the_literal_equations(
     heads: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     h = torch.randn(3, 48)
     bases = [reference.semantic_bases(head) for head in heads]
     for top_k in (None, 5, len(heads[0])):
-        aligned = Transport.build(*heads, map="cosine", top_k=top_k)(h)
+        aligned = build(heads, "cosine", top_k)(h)
         for row, found in zip(h, aligned, strict=True):
             coefficients = reference.coefficients(row.double(), bases[1])
             literal = reference.recompose(coefficients, bases[0], top_k)
@@ -39,7 +48,7 @@ def test_dual_is_least_squares_of_the_teachers_logits(
     heads: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     h = torch.randn(48)
-    found = Transport.build(*heads, map="dual")(h)
+    found = build(heads, "dual")(h)
     torch.testing.assert_close(found, reference.dual(h, *heads).float(), rtol=1e-4, atol=1e-5)
 
 
@@ -47,7 +56,7 @@ def test_dual_is_least_squares_of_the_teachers_logits(
 def test_saved_and_loaded(
     heads: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, map: str, top_k: int | None
 ) -> None:
-    transport = Transport.build(*heads, map=map, top_k=top_k)
+    transport = build(heads, map, top_k)
     transport.save(tmp_path / "t.safetensors")
     h = torch.randn(2, 48)
     loaded = Transport.load(tmp_path / "t.safetensors")
@@ -59,7 +68,7 @@ def test_targets_mix_teacher_layers() -> None:
     rows = [Tokens("a", (1, 2), 1), Tokens("b", (3,), 1)]
     counts = [len(row.ids) for row in rows]
     low, high = (Reader([torch.full((3, 4), value)], counts, 2) for value in (1.0, 3.0))
-    target = Target(0, "mlp", (low, high), (0.25, 0.75))
+    target = Target(student=0, interface="mlp", readers=(low, high), weights=(0.25, 0.75))
     assert target.rows([1, 0]).shape == (3, 4)
     assert target.rows([0]).unique().tolist() == [2.5]
 

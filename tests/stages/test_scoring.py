@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from semalign.artifacts.records import (
     Journal,
     Record,
-    content_key,
     item_scores,
     read_records,
     write_records,
 )
 from semalign.errors import UserError
+from semalign.models.reference import Model
+from semalign.stages.judged import Candidate, Records
 from semalign.stages.scoring import Generation, SandboxLimits, choice_ids, judge, requests
 from semalign.tasks import TASKS, Example
 from semalign.tasks.protocols import find_protocol
@@ -225,12 +226,39 @@ def test_parts_that_another_run_removes_are_no_loss(
 
 def test_the_key_follows_content_alone() -> None:
     items = examples("gsm8k", GSM8K)
-    key = content_key(items, "test", model="m")
-    assert key == content_key(examples("gsm8k", dict(GSM8K)), "test", model="m")
+    model = Model.open("zoo/student", dtype="float32")
+
+    def key(items: list[Example], **changed: Any) -> str:
+        records = Records(
+            candidate=Candidate(name="student", model=model),
+            task="gsm8k",
+            split="test",
+            examples=items,
+            protocol=PAPER,
+            max_model_len=99,
+            min_tier=2,
+        )
+        return replace(records, **changed).key
+
+    def candidate(**changed: str) -> Candidate:
+        return Candidate(name="student", model=replace(model, **changed))
+
+    first = key(items)
+    assert first == key(examples("gsm8k", dict(GSM8K)))
+    # its name is for people, and no code is run for GSM8K
+    same = Candidate(name="other", model=Model.open("zoo/student", dtype="float32"))
+    assert first == key(items, candidate=same) == key(items, min_tier=1)
     others = [
-        content_key(items[:1], "test", model="m"),
-        content_key(items, "dev", model="m"),
-        content_key(items, "test", model="n"),
-        content_key(examples("gsm8k", GSM8K | {"answer": "5\n#### 5"}), "test", model="m"),
+        key(items[:1]),
+        key(items, split="dev"),
+        key(items, candidate=candidate(weights="n")),
+        key(items, candidate=candidate(dtype="bfloat16")),
+        key(items, candidate=candidate(tokens="n")),
+        key(items, candidate=candidate(serving="another chat template")),
+        key(items, protocol=find_protocol("paper-chat")),
+        key(items, max_model_len=98),
+        key(examples("gsm8k", GSM8K | {"answer": "5\n#### 5"})),
     ]
-    assert len({key, *others}) == 5
+    assert len({first, *others}) == 10
+    code = examples("mbpp", MBPP)
+    assert key(code, task="mbpp") != key(code, task="mbpp", min_tier=1)

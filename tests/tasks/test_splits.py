@@ -99,7 +99,7 @@ def test_the_published_file_is_not_a_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "message"),
     [
         (range(163), "expected the 164 published rows, found 163: 'HumanEval/163' is missing"),
         (range(165), "164 published rows, found 165: 'HumanEval/164' is not one of them"),
@@ -108,12 +108,12 @@ def test_the_published_file_is_not_a_split(tmp_path: Path) -> None:
     ],
 )
 def test_a_published_file_that_is_not_whole_is_refused(
-    tmp_path: Path, numbers: Iterable[int], said: str
+    tmp_path: Path, numbers: Iterable[int], message: str
 ) -> None:
     file = write(tmp_path / "humaneval" / "HumanEval.jsonl.gz", map(humaneval_row, numbers))
     with pytest.raises(UserError) as error:
         load_split(tmp_path, "humaneval", "test")
-    assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
+    assert str(error.value).startswith(f"{file}: ") and message in str(error.value)
 
 
 def test_a_row_missing_anywhere_in_mbpp_is_an_error_for_every_split(tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(UserError) as error:  # conftest.py is offline; online it is not found
         load_split(HUB, "gsm8k", "test")
-    said = str(error.value)
-    assert said.startswith("hub:semalign-absent/gsm8k:main:test: cannot be loaded (")
-    assert said.endswith("or name a folder that holds gsm8k/test.jsonl")
+    message = str(error.value)
+    assert message.startswith("hub:semalign-absent/gsm8k:main:test: cannot be loaded (")
+    assert message.endswith("or name a folder that holds gsm8k/test.jsonl")
 
 
 def test_every_task_has_published_splits() -> None:

@@ -1,4 +1,4 @@
-"""Rows -> prompts -> extracted answers, and what is said about rows that are wrong."""
+"""Rows -> prompts -> extracted answers, and the errors for rows that are wrong."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("task", "change", "said"),
+    ("task", "change", "message"),
     [
         ("gsm8k", {"answer": None}, "field 'answer' must be str, found NoneType"),
         ("gsm8k", {"answer": "7"}, "field 'answer' must end in '#### number'"),
@@ -153,12 +153,12 @@ def write(path: Path, *rows: Any) -> Path:
     ],
 )
 def test_bad_fields_are_named_with_file_and_line(
-    tmp_path: Path, task: str, change: dict[str, Any], said: str
+    tmp_path: Path, task: str, change: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS[task], "", ROWS[task] | change)
     with pytest.raises(UserError) as error:
         read_rows(path, TASKS[task])
-    assert f"{path}:3: {said}" in str(error.value)
+    assert f"{path}:3: {message}" in str(error.value)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -171,12 +171,12 @@ def test_every_missing_field_is_named(tmp_path: Path, task: str) -> None:
 
 def test_files_that_are_no_rows(tmp_path: Path) -> None:
     task = TASKS["gsm8k"]
-    for content, said in [
+    for content, message in [
         ("{", r":1: not JSON"),
         ("[1]", r":1: expected a JSON object, found list"),
         ("", r"no rows"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_rows(write(tmp_path / "rows.jsonl", content), task)
     with pytest.raises(UserError, match=r"cannot be read \(No such file"):
         read_rows(tmp_path / "absent.jsonl", task)

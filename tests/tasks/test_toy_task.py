@@ -9,9 +9,10 @@ from types import MappingProxyType
 import pytest
 
 from semalign import zoo
+from semalign.config.sections import Sandbox
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
-from semalign.stages.scoring import Generation, SandboxLimits, judge, requests
+from semalign.stages.scoring import Generation, judge, requests
 from semalign.tasks import HUB, TASKS, Profile, Row, Task, find_task, load_split, register_task
 from semalign.tasks.protocols import PROTOCOLS, find_protocol
 
@@ -77,7 +78,7 @@ def test_it_is_scored_under_a_protocol_that_does_not_know_it(root: Path) -> None
         [Generation(choice_scores=pair) for pair in scores],
         split="test",
         protocol=protocol,
-        sandbox=SandboxLimits(),
+        sandbox=Sandbox(),
     )
     found = [(record.id, record.extracted, record.correct, record.group) for record in records]
     assert found == [

@@ -60,7 +60,7 @@ def test_logic_follows_from_its_facts() -> None:
         assert {right} == (above - below if "tallest" in text else below - above)
 
 
-def test_geography_categories_and_properties_name_the_group_of_the_word_asked_for() -> None:
+def test_geography_categories_and_properties_name_the_group_of_the_word_in_question() -> None:
     for text, right in drafts("geography"):
         start, end = re.search(r"from (\w+) to (\w+)", text).groups()  # type: ignore[union-attr]
         assert (start if "start" in text else end) in questions.LANDS[right]
@@ -68,9 +68,9 @@ def test_geography_categories_and_properties_name_the_group_of_the_word_asked_fo
         has, wants = re.search(r"has a (\w+) and wants a (\w+)", text).groups()  # type: ignore[union-attr]
         assert (has if text.endswith("have?") else wants) in questions.KIND_WORDS[right]
     for text, right in drafts("properties"):
-        asked = re.search(r"of the (\w+)\?", text).group(1)  # type: ignore[union-attr]
-        told = re.search(rf"[Tt]he {asked} is (\w+)", text).group(1)  # type: ignore[union-attr]
-        assert told in questions.PROPERTIES[right]
+        subject = re.search(r"of the (\w+)\?", text).group(1)  # type: ignore[union-attr]
+        word = re.search(rf"[Tt]he {subject} is (\w+)", text).group(1)  # type: ignore[union-attr]
+        assert word in questions.PROPERTIES[right]
 
 
 def test_word_problems_end_in_the_last_result_and_calculate_correctly() -> None:

@@ -201,6 +201,10 @@ class LatenMethod(Method):
     def align_split(self, config: Config) -> str | None:
         return config.laten.align_split
 
+    def trained_splits(self, config: Config) -> tuple[str, ...]:
+        data = config.data
+        return data.train_split, data.attribution_split, config.laten.align_split
+
     def rank(self, config: Config) -> int | None:
         return None
 

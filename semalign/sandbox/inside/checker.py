@@ -1,4 +1,4 @@
-"""The trusted side of the sandbox: runs the tests and asks the solution's process for values.
+"""The trusted side of the sandbox: runs the tests on values from the solution's process.
 
 Nothing that the generated code made lives here: its values arrive as exact builtins, its other
 objects as a Remote, which equals only itself. A message that breaks the protocol, and the end of
@@ -53,7 +53,7 @@ class Peer:
         self.remotes: dict[int, Remote] = {}
 
     def ask(self, *question: object) -> Any:
-        """The value that the solution answers; what it raises is raised here."""
+        """The value that the solution's process returns; an exception there is raised here."""
         token = os.urandom(TOKEN)
         data = encode(question, self._number)
         try:
@@ -117,7 +117,7 @@ class Names(dict):
         return self._from_solution(name)
 
     def _from_context(self, name: str) -> Any:
-        """Runs the context, on the first need: most tests need nothing of it."""
+        """Run the context when it is first needed: most tests need nothing of it."""
         self._pending, known = False, dict(self)
         exec(self._context, self)
         for entry in self._entry:
@@ -133,7 +133,7 @@ class Names(dict):
 
 
 def run_tests(request: dict[str, Any], questions: int, answers: int, channel: int) -> None:
-    """Runs the tests, which raise when the solution is wrong, and then sends the secret."""
+    """Run the tests, which raise when the solution is wrong, then send the secret."""
 
     def fatal(reason: str) -> NoReturn:
         _report(channel, reason)

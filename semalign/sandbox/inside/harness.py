@@ -1,7 +1,7 @@
 """The inside of the sandbox: confines itself, forks, and becomes the checker and the solution.
 
-Runs under ``python -I -S -B`` (see sandbox.py), which has put the modules that it imports in place.
-The tests and the secret are sent to the checker after the fork, on a channel that the solution has
+Runs under ``python -I -S -B``, where launcher.py has put the modules that it imports in place. The
+tests and the secret are sent to the checker after the fork, on a channel that the solution has
 closed: they never are in the solution's memory, nor in a file that it holds.
 """
 
@@ -14,7 +14,7 @@ import os
 import resource
 
 from semalign.sandbox.inside.checker import run_tests
-from semalign.sandbox.inside.solution import serve
+from semalign.sandbox.inside.solution import serve_solution
 from semalign.sandbox.inside.wire import receive
 
 TYPE_CHECKING = False  # as type checkers read it; importing typing would double the start
@@ -36,7 +36,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def confine(request: dict[str, Any]) -> None:
-    """What holds for both processes, for good."""
+    """Restrict this process and its children for good."""
     for name, value in request["limits"].items():
         _limit(name, value)
     os.chdir(request["folder"])
@@ -53,7 +53,7 @@ def confine(request: dict[str, Any]) -> None:
 
 
 def _become(uid: int, search: bool) -> None:
-    """Another user without capabilities, or with the one to reach a Python in a closed folder."""
+    """Become another user, with no capability but that to reach a Python in a closed folder."""
     _prctl(_KEEPCAPS, int(search))
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -85,7 +85,7 @@ def _succeed(result: int, what: str) -> None:
 
 
 def start_processes(request: dict[str, Any]) -> None:
-    """Both processes; ``request`` holds the solution and the limits, and nothing of the tests."""
+    """Start both processes; ``request`` has the solution and the limits, nothing of the tests."""
     channel, leash = request["channel"], request["leash"]
     if leash is not None:
         _supervise(leash, channel)
@@ -103,7 +103,7 @@ def start_processes(request: dict[str, Any]) -> None:
             for fd in {*request["fds"], *range(3, _FDS)} - {questions[0], answers[1]}:
                 _try(os.close, fd)
             _limit("RLIMIT_NPROC", request["processes"])
-            serve(request["solution"], questions[0], answers[1])
+            serve_solution(request["solution"], questions[0], answers[1])
         finally:
             os._exit(0)
     os.close(questions[0])
@@ -115,9 +115,9 @@ def start_processes(request: dict[str, Any]) -> None:
 
 
 def _supervise(leash: int, channel: int) -> None:
-    """Goes on in a child; the parent ends and reaps all that is left when the leash is let go.
+    """Continue in a child; the parent kills and reaps what is left once the leash closes.
 
-    Where there is no namespace of processes to do it. The caller's death lets go, too.
+    It stands in for a namespace of processes. The caller's death closes the leash, too.
     """
     _prctl(_SUBREAPER, 1)
     child = os.fork()

@@ -1,6 +1,6 @@
 """The hostile side of the sandbox: runs the generated code and answers the checker's questions.
 
-The generated code may do to this process what it likes: the answers below can become wrong, and a
+The generated code can change anything in this process: the answers below can become wrong, and a
 wrong answer fails the tests like a wrong result. The tests and the secret are not here.
 """
 
@@ -74,8 +74,8 @@ def _text(error: BaseException) -> str:
         return ""  # the exception is the program's own and may not even have a text
 
 
-def serve(source: str, questions: int, answers: int) -> None:
-    """Answers until the checker is gone."""
+def serve_solution(source: str, questions: int, answers: int) -> None:
+    """Answer questions until the checker has ended."""
     solution = Solution(source)
     while True:
         message = receive(questions)

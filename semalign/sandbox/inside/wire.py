@@ -65,7 +65,7 @@ _FROM_ITEMS = {tag: kind for kind, (tag, _) in _CONTAINERS.items()}
 
 
 class WireError(ValueError):
-    """A message that no honest sender writes."""
+    """A message that breaks the format."""
 
 
 def encode(value: object, opaque: Callable[[object], int]) -> bytes:
@@ -161,14 +161,14 @@ def _rebuild(name: str, arguments: tuple[Any, ...]) -> object:
 
 
 def send(fd: int, data: bytes) -> None:
-    """Writes one message."""
+    """Write one message."""
     view = memoryview(len(data).to_bytes(_HEADER, "big") + data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def receive(fd: int) -> bytes:
-    """Reads one message; EOFError when the other end has closed or died."""
+    """One message; EOFError when the other end has closed or died."""
     size = int.from_bytes(_read(fd, _HEADER), "big")
     if size > MESSAGE_LIMIT + TOKEN:
         raise WireError("too large")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# What a test may ask, and a value that honestly satisfies it; no forgery returns one of these.
+# What a test may require, and a value that honestly satisfies it; no forgery returns one of these.
 CHECKS = {
     "f(2) == 5": "5",
     "5 == f(2)": "5",
