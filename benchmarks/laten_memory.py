@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from semalign import zoo
 from semalign.config.read import resolve
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import tokenise
 from semalign.methods.laten import transfer as laten
+from semalign.methods.laten.method import LatenStudent
 from semalign.models.loading import load_tokenizer
+from semalign.models.reference import Model
 from semalign.models.vocabulary import shared_rows
 from semalign.report.table import markdown
 from semalign.stages.measure import peak_bytes
-from semalign.stages.method_costs import delta_bytes, hypernetwork_parameters, optimizer_bytes
 from semalign.tasks import load_split
 
 
@@ -38,6 +39,11 @@ def model(width: int, layers: int, vocabulary: int) -> LlamaForCausalLM:
         attn_implementation="eager",
     )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def reference(model: LlamaForCausalLM) -> Model:
+    known = {"path": "random", "weights": "", "tokens": "", "serving": ""}
+    return Model(**known, dtype="float32", config=model.config)
 
 
 def resident() -> int:
@@ -59,23 +65,34 @@ def main(arguments: list[str]) -> None:
         student(input_ids=torch.tensor([rows[0].ids]))
     before = resident()
     config = resolve([], ["method=laten", "laten.steps=2"])
+    shared = shared_rows(len(tokenizer), len(tokenizer))
     made = laten.transfer(
         teacher,
         student,
         train=rows,
         attribution=rows[:4],
         align=rows,
-        student_to_teacher=shared_rows(len(tokenizer), len(tokenizer)).student_to_teacher,
+        student_to_teacher=shared.student_to_teacher,
         decode=lambda token: tokenizer.decode([token], skip_special_tokens=True),
         task="mmlu",
         settings=config.laten,
         seed=0,
     )
     measured = peak_bytes("cpu") - before
-    inputs = SimpleNamespace(teacher=teacher.config, student=student.config)
-    assert made.parameters == hypernetwork_parameters(inputs)
-    optimizer = optimizer_bytes(made.parameters)
-    sparse, dense = (2 * delta_bytes(config, inputs, dense=d) for d in (False, True))
+    planned = LatenStudent(
+        task="mmlu",
+        teacher=reference(teacher),
+        student=reference(student),
+        train=Dataset(rows),
+        attribution=Dataset(rows[:4]),
+        align=Dataset(rows),
+        shared=shared,
+        laten=config.laten,
+        seed=0,
+    )
+    assert made.parameters == planned.trained_parameters
+    optimizer = 16 * made.parameters  # a parameter, its gradient, two moments
+    sparse, dense = (2 * planned.delta_bytes(dense=d) for d in (False, True))
     logits = 4 * 2**24  # held at a time while neurons are located
     body = [
         ["hypernetwork, gradients, AdamW", f"{optimizer / 1e6:.0f}"],

@@ -73,10 +73,13 @@ def findings(comparing: bool) -> Iterator[tuple[tuple[int, ...], list[list[float
             continue
         for students in itertools.product(range(STUDENT), repeat=TOP):
             best = dict(zip(critical, students, strict=True))
-            yield critical, [
-                [float(column == best.get(row, 0)) for column in range(STUDENT)]
-                for row in range(TEACHER)
-            ]
+            yield (
+                critical,
+                [
+                    [float(column == best.get(row, 0)) for column in range(STUDENT)]
+                    for row in range(TEACHER)
+                ],
+            )
 
 
 def brute_force(found: Sequence[Transfer]) -> Counter[str]:

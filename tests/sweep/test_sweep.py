@@ -43,7 +43,11 @@ def test_a_grid_with_seeds(load: Load) -> None:
         for seed in (0, 1)
     ]
     first = trials(sweep)[0]
-    assert (first.config.loss.alpha, first.config.loss.beta, first.config.training.lr) == (0.1, 1, 3e-3)
+    assert (first.config.loss.alpha, first.config.loss.beta, first.config.training.lr) == (
+        0.1,
+        1,
+        3e-3,
+    )
     assert first.axes == {"loss.alpha": 0.1, "loss.beta": 1.0}
     assert first.base and not trials(sweep)[2].base  # 0.1 and 1 are the defaults
 
@@ -150,7 +154,9 @@ def test_overrides_of_base_and_sweep(load: Load) -> None:
         "sweep.select.mode=min",
         "sweep.scheduler.asha.grace_epochs=2",
     )
-    assert [(t.label, t.seed, t.config.training.epochs, t.config.loss.beta) for t in trials(sweep)] == [
+    assert [
+        (t.label, t.seed, t.config.training.epochs, t.config.loss.beta) for t in trials(sweep)
+    ] == [
         ("base", 3, 2, 2.0),
         ("loss.alpha=0.5, loss.beta=1", 3, 2, 1.0),
     ]
@@ -312,7 +318,7 @@ def test_bad_overrides(load: Load) -> None:
         ("axes: {loss.alpha: [1, -1]}", "trial loss.alpha=-1: loss.alpha=-1: Input should be"),
         (
             "axes: {loss.alpha: [0, 1], loss.beta: [0]}",
-            "trial loss.alpha=0, loss.beta=0: loss: alpha, beta and gamma are all 0: there is nothi",
+            "trial loss.alpha=0, loss.beta=0: loss: alpha, beta and gamma are all 0: ther",
         ),
         ("axes: {loss.alpha: [2020-01-01]}", 'trial loss.alpha="2020-01-01": loss.alpha=datetime'),
         (
@@ -330,7 +336,11 @@ def test_a_bad_trial_is_named(load: Load, text: str, message: str) -> None:
 def test_runtime_settings_and_those_without_effect_make_no_other_trial(load: Load) -> None:
     text = "axes: {loss.alpha: [0.1, 1]}\nseeds: [0, 1]\n"
     ids = [trial.id for trial in trials(load(text))]
-    for runtime in ("training.num_workers=2", "extraction.shard_examples=8", "attribution.batch_size=1"):
+    for runtime in (
+        "training.num_workers=2",
+        "extraction.shard_examples=8",
+        "attribution.batch_size=1",
+    ):
         assert [trial.id for trial in trials(load(text, runtime))] == ids
     methods = "axes: {method: [sft, semalign]}\n"
     plain, ranked = trials(load(methods)), trials(load(methods, "loss.alpha=0.3"))
