@@ -1,4 +1,4 @@
-"""LaTen's peak memory beside the models: measured, and expected of sparse and of dense deltas.
+"""LaTen's peak memory on top of the models: measured, and expected of sparse and of dense deltas.
 
     python benchmarks/laten_memory.py [teacher_width=1024] [student_width=768] [layers=8]
 
@@ -27,6 +27,8 @@ from semalign.report.table import markdown
 from semalign.stages.measure import peak_bytes
 from semalign.tasks import load_split
 
+OPTIMIZER = 16  # bytes a trained parameter: itself, its gradient, two moments
+
 
 def model(width: int, layers: int, vocabulary: int) -> LlamaForCausalLM:
     torch.manual_seed(width)
@@ -41,9 +43,10 @@ def model(width: int, layers: int, vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def reference(model: LlamaForCausalLM) -> Model:
-    known = {"path": "random", "weights": "", "tokens": "", "serving": ""}
-    return Model(**known, dtype="float32", config=model.config)
+def reference(random: LlamaForCausalLM) -> Model:
+    """A model that lies in no folder: only its shape is looked at."""
+    known = {"path": "", "weights": "", "tokens": "", "serving": ""}
+    return Model(**known, dtype="float32", config=random.config)
 
 
 def resident() -> int:
@@ -66,19 +69,6 @@ def main(arguments: list[str]) -> None:
     before = resident()
     config = resolve([], ["method=laten", "laten.steps=2"])
     shared = shared_rows(len(tokenizer), len(tokenizer))
-    made = laten.transfer(
-        teacher,
-        student,
-        train=rows,
-        attribution=rows[:4],
-        align=rows,
-        student_to_teacher=shared.student_to_teacher,
-        decode=lambda token: tokenizer.decode([token], skip_special_tokens=True),
-        task="mmlu",
-        settings=config.laten,
-        seed=0,
-    )
-    measured = peak_bytes("cpu") - before
     planned = LatenStudent(
         task="mmlu",
         teacher=reference(teacher),
@@ -90,8 +80,21 @@ def main(arguments: list[str]) -> None:
         laten=config.laten,
         seed=0,
     )
+    made = laten.transfer(
+        teacher,
+        student,
+        train=planned.train.tokens,
+        attribution=planned.attribution.tokens,
+        align=planned.align.tokens,
+        student_to_teacher=shared.student_to_teacher,
+        decode=lambda token: tokenizer.decode([token], skip_special_tokens=True),
+        task=planned.task,
+        settings=planned.laten,
+        seed=planned.seed,
+    )
+    measured = peak_bytes("cpu") - before
     assert made.parameters == planned.trained_parameters
-    optimizer = 16 * made.parameters  # a parameter, its gradient, two moments
+    optimizer = OPTIMIZER * made.parameters
     sparse, dense = (2 * planned.delta_bytes(dense=d) for d in (False, True))
     logits = 4 * 2**24  # held at a time while neurons are located
     body = [

@@ -142,13 +142,13 @@ def asha() -> None:
 
 
 def until_free(work: Path, held: dict[str, float], done: threading.Event) -> None:
-    """Fill `held`: for each stopped trial the seconds until, of the groups of workers there were
-    when it was stopped, one has let go of its CPU.
+    """Fill `held`: for each stopped trial the seconds until, of the trials that there were when it
+    was stopped, one has let go of its CPU.
     """
     waiting: dict[str, tuple[float, set[str]]] = {}
     last: set[str] = set()
     while not done.wait(0.1):
-        groups = workers()
+        groups = training()
         for file in work.glob("sweeps/*/stopped/*.json"):
             begin, before = waiting.setdefault(file.stem, (file.stat().st_mtime, last))
             if file.stem not in held and not before <= groups:
@@ -156,8 +156,8 @@ def until_free(work: Path, held: dict[str, float], done: threading.Event) -> Non
         last = groups
 
 
-def workers() -> set[str]:
-    """Placement groups that hold CPUs: each is the workers of a training."""
+def training() -> set[str]:
+    """Placement groups that hold CPUs: each is a trial's process, which trains."""
     from ray.util import placement_group_table
 
     return {

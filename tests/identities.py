@@ -27,7 +27,7 @@ from semalign.data.root import data_root
 from semalign.files import content_key, write_json
 from semalign.methods import Transfer, inputs
 from semalign.methods.inputs import load_inputs
-from semalign.methods.method import _filled, effective, method_of, used_settings
+from semalign.methods.method import effective, filled, method_of, used_settings
 from semalign.models.reference import Model
 from semalign.stages.attribution import LayerScores
 from semalign.stages.extraction import Prefix
@@ -79,6 +79,7 @@ OTHERS: dict[str, Any] = {
     "dtype": "bfloat16",
     "trust_remote_code": True,
     "workdir": "elsewhere",
+    "plugins": ["json"],
     "method": "sft",
     "teacher": "zoo/code-teacher",
     "student": "zoo/teacher",
@@ -86,10 +87,11 @@ OTHERS: dict[str, Any] = {
     "data.root": "{edited}",
     "data.task": "gsm8k",
     "data.train_split": "align",
-    "data.attribution_split": "dev",
+    "data.attribution_split": "align",
     "data.train_limit": 5,
     "data.labelled_limit": 4,
     "data.label_noise": 0.5,
+    "data.shared_with": ["test"],
     "data.max_length": 60,
     "attribution.granularity": "mlp",
     "attribution.aggregation": "sum",
@@ -139,7 +141,7 @@ OTHERS: dict[str, Any] = {
     "seeking.subtract": "block",
     "laten.share": 0.2,
     "laten.layers": 2,
-    "laten.align_split": "dev",
+    "laten.align_split": "extract",
     "laten.steps": 1,
     "laten.cycle": 50,
     "laten.pool": 4,
@@ -276,7 +278,7 @@ class _Bench:
         if not settings:
             return frozenset()
         given = self.config([*overrides, *(f"{name}={_text(OTHERS[name])}" for name in settings)])
-        found = effective(given) if checked else _filled(method_of(given), given)
+        found = effective(given) if checked else filled(given)
         before, after = self.keys_of(overrides), self.keys(found)
         return frozenset(column for column in COLUMNS if before[column] != after[column])
 
@@ -286,7 +288,12 @@ class _Bench:
     def keys(self, config: Config) -> Keys:
         """All keys of a transfer. `config` is an effective one."""
         method = method_of(config)
-        transfer = Transfer(config, load_inputs(config, align_split=method.align_split(config)))
+        read = load_inputs(
+            config,
+            trained=method.trained_splits(config),
+            align_split=method.align_split(config),
+        )
+        transfer = Transfer(config, read)
         places = [self._stand_in(artifact) for artifact in transfer.first]
         pairs = method.pairs(config, transfer.inputs, places)
         recipe = method.recipe(config, transfer.inputs, pairs)

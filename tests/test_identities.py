@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from semalign.config.describe import leaf_settings, runtime_settings
 from semalign.config.jobs import Config
-from tests.identities import ARTIFACTS, COLUMNS, FILE, OTHERS, Measured, measure, table
+from semalign.methods.method import effective
+from semalign.sweep.file import load_sweep
+from semalign.sweep.trials import trials
+from tests.identities import (
+    ARTIFACTS,
+    COLUMNS,
+    FILE,
+    OTHERS,
+    Measured,
+    measure,
+    table,
+    trial_id,
+)
 
 # What decides whether, how much of, or on what it is run, but not the content of one artifact.
 NO_ARTIFACT = {
     "extraction.layers",  # more columns of the same store
     "alignment.min_overlap",  # refuses a pair of models
+    "data.shared_with",  # allows rows that others are refused for
     "evaluation.tasks",  # more or fewer records
     "evaluation.splits",
 }
@@ -65,6 +80,16 @@ def test_the_result_decides_its_records(measured: Measured) -> None:
     for change in measured.changes:
         if change.columns & {"training", "laten"}:
             assert "records of the result" in change.columns, change
+
+
+def test_the_trials_of_a_sweep_have_the_ids_of_the_table(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    axes = "axes: {loss.alpha: [0.1, 0.3]}\nseeds: [0, 1]\n"
+    file.write_text("base: {evaluation.tasks: [mmlu]}\n" + axes)
+    made = trials(load_sweep(file))
+    assert len({trial.id for trial in made}) == 4
+    for trial in made:
+        assert trial.id == trial_id(effective(trial.config))
 
 
 def test_the_table_is_up_to_date(measured: Measured) -> None:

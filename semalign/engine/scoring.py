@@ -64,13 +64,16 @@ def transferred(transfer: Transfer, folder: Path) -> Candidate:
     return Candidate(name=recording.TRANSFERRED, model=transfer.inputs.student, adapter=adapter)
 
 
-def open_model(job: Config | EvaluationJob, path: str, *, dtype: str | None = None) -> Model:
-    """A model by reference, its hashes kept in the work folder."""
+def open_model(
+    job: Config | EvaluationJob, path: str, *, dtype: str | None = None, planned: bool = False
+) -> Model:
+    """A model by reference, its hashes kept in the work folder (see `Model.open`)."""
     return Model.open(
         path,
         dtype=dtype or job.dtype,
         trust_remote_code=job.trust_remote_code,
         cache=job.work / "fingerprints",
+        planned=planned,
     )
 
 
@@ -80,8 +83,8 @@ def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
     Items that have their records are not answered again. `local`: without Ray. Raises UserError for
     bad input.
     """
-    check_writable(job.work)
     candidates = checked_candidates(job)
+    check_writable(job.work)
     with contextlib.ExitStack() as stack:
         if not local:
             from semalign.engine.cluster import check_resources, cluster_resources, connect
@@ -130,17 +133,20 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
 def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
     load_plugins(job.plugins)
-    chosen_protocol(job)
-    model = open_model(job, job.model)
+    candidates = _candidates(job, planned=True)
+    check(candidates, job)
+    wanted_records(candidates, job, data_root(str(job.root)))
+    return _candidates(job, planned=False)  # last, for all weights are read to hash them
+
+
+def _candidates(job: EvaluationJob, *, planned: bool) -> list[Candidate]:
+    model = open_model(job, job.model, planned=planned)
     base = Candidate(name=Path(job.model).name, model=model)
     adapted = [
         Candidate(name=name, model=model, adapter=folder)
         for name, folder in zip(_names(job.adapters), job.adapters, strict=True)
     ]
-    candidates = [base, *adapted] if job.baseline or not adapted else adapted
-    check(candidates, job)
-    wanted_records(candidates, job, data_root(str(job.root)))
-    return candidates
+    return [base, *adapted] if job.baseline or not adapted else adapted
 
 
 def evaluation_key(job: EvaluationJob, candidates: Sequence[Candidate]) -> str:

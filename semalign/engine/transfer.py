@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,7 @@ from semalign.engine.evaluation import Scored
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
 from semalign.files import check_writable
-from semalign.methods.method import Recipe, Transfer
-from semalign.models.heads import find_lm_head
+from semalign.methods.method import Recipe, Transfer, method_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ def transfer(config: Config, *, local: bool = False) -> Outcome:
     loss is no longer finite.
     """
     prepared = Transfer.of(config)
-    for path in (config.teacher, config.student):
-        find_lm_head(path, trust_remote_code=config.trust_remote_code)
     check_writable(config.work)
     with contextlib.ExitStack() as stack:
         if not local:
@@ -70,7 +68,9 @@ def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
     timer.report("evaluate", scored.seconds, notes)
     recording.write_scores(folder, config, scored)
     if not finished:
+        begin = time.monotonic()
         recording.finish(run, prepared, recipe, scored, timer)
+        timer.report("record", time.monotonic() - begin, ["figures, report, MLflow"])
     recording.point_latest(folder)
     recording.show(config, scored, folder, run)
     return Outcome(config, folder, run.run_id, scored)
@@ -105,5 +105,4 @@ def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Reci
 
 def run_name(config: Config) -> str:
     """What is trained on, and how."""
-    how = config.pairing.strategy if config.method == "semalign" else config.method
-    return f"{config.data.task}-{how}"
+    return f"{config.data.task}-{method_of(config).run_name(config)}"

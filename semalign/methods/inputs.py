@@ -15,11 +15,12 @@ from semalign.data.root import data_root
 from semalign.data.tokens import tokenise, translate
 from semalign.errors import UserError
 from semalign.models import published
+from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.stages.scoring import chosen_protocol
-from semalign.tasks import find_task, load_split
+from semalign.tasks import TASKS, load_split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,11 +59,11 @@ def load_inputs(
     is read too where a method needs it. To plan, of the paper's models the published
     shape will do where they are absent.
 
-    Raises UserError for missing models, data or splits, a vocabulary overlap below
+    Raises UserError for missing models, data, splits or LM heads, a vocabulary overlap below
     `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, and rows that
     are both trained on and reported.
     """
-    teacher, student = (_model(config, path, planned) for path in (config.teacher, config.student))
+    teacher, student = _models(config, planned=True)
     check_layers(config, teacher.layers, student.layers)
     tokenizer, shared = _vocabularies(teacher, student)
     if shared.fraction < config.alignment.min_overlap or not len(shared.student_ids):
@@ -72,7 +73,7 @@ def load_inputs(
             "models of one family"
         )
     root, data = data_root(config.data.root), config.data
-    find_task(data.task)
+    TASKS.find(data.task, "data.task")
     splits = {}
     names = dict.fromkeys([data.train_split, data.attribution_split, align_split])
     for split in (name for name in names if name is not None):
@@ -82,6 +83,10 @@ def load_inputs(
         splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
     chosen_protocol(config.evaluation)
     _check_held_out(config, trained or (data.train_split,))
+    if not planned:  # last, for all weights are read to hash them
+        for model in (teacher, student):
+            find_lm_head(model.path, trust_remote_code=config.trust_remote_code)
+        teacher, student = _models(config, planned=False)
     train, attribution = splits[data.train_split], splits[data.attribution_split]
     table = shared.student_to_teacher
     return Inputs(
@@ -129,14 +134,19 @@ def _check_held_out(config: Config, trained: Sequence[str]) -> None:
             print(f"[data] {len(shared)} of {len(examples)} rows of {task}/{split} are trained on")
 
 
-def _model(config: Config, path: str, planned: bool) -> Model:
-    return Model.open(
-        path,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        cache=config.work / "fingerprints",
-        planned=planned,
+def _models(config: Config, *, planned: bool) -> tuple[Model, Model]:
+    """Teacher and student."""
+    teacher, student = (
+        Model.open(
+            path,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            cache=config.work / "fingerprints",
+            planned=planned,
+        )
+        for path in (config.teacher, config.student)
     )
+    return teacher, student
 
 
 def _vocabularies(teacher: Model, student: Model) -> tuple[Any, Overlap]:

@@ -330,6 +330,7 @@ def train_here(update: Update, host: Host) -> Path:
 
     **Raises** `Diverged` on a NaN or infinite loss, naming the last good checkpoint.
     """
+    host.forget()  # a training needs the memory
     scratch = host.workspace.scratch(update)
     resume = latest_checkpoint(scratch)
     student = supervised_student(update, host.workspace, host.device)
@@ -359,7 +360,10 @@ def latest_checkpoint(scratch: Path) -> Path | None:
 
 
 def _checkpoints(scratch: Path) -> list[Path]:
-    return sorted(state.parent for state in scratch.glob("checkpoint_*/state.pt"))
+    """Those written here, oldest first. Ray Train's lie in the same folder, are named by the time,
+    and may be half there.
+    """
+    return sorted(state.parent for state in scratch.glob(f"checkpoint_{'[0-9]' * 6}/state.pt"))
 
 
 def diverged(error: Diverged | str, checkpoint: Path | None) -> Diverged:

@@ -29,7 +29,7 @@ def wait_for(condition: Callable[[], object], *, timeout: float = 900) -> None:
 
 def copy_shared(work: Path, to: Path) -> None:
     """What the trials of a sweep share, made before: a death among the trials is the matter."""
-    for name in ("attributions", "stores", "transports"):
+    for name in ("attributions", "activations", "bases", "maps"):
         shutil.copytree(work / name, to / name, dirs_exist_ok=True)
 
 
@@ -58,7 +58,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def when(condition: Callable[[], object], act: Callable[[], object]) -> Iterator[None]:
-    """Act beside the block once the condition holds; an error if it never did."""
+    """Act during the block once the condition holds; an error if it never did."""
     errors: list[BaseException] = []
 
     def watch() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from semalign.analysis.measure import measure
 
 from semalign import cli
+from semalign.analysis import FIGURES
 from semalign.analysis.inputs import load_figure_inputs
 from semalign.config.jobs import AnalysisJob
 from semalign.config.read import resolve
@@ -39,21 +39,21 @@ def complain(tmp_path: Path, capsys: Any) -> Complain:
 
 
 def test_unknown_names(complain: Complain, tmp_path: Path) -> None:
-    said = complain("figure=similarty")
-    assert said == "error: figure=similarty: did you mean 'similarity'?"
+    line = complain("figure=similarty")
+    assert line == "error: figure=similarty: did you mean 'similarity'?"
     assert complain("modle=x") == "error: modle: unknown key; did you mean 'model'?"
     assert "model folder '/nowhere' does not exist" in complain("model=/nowhere")
     assert "no split 'extrct'" in complain("split=extrct")
-    said = complain("figure=similarity", "model=zoo/student")
-    assert said.startswith("error: model: figure=similarity does not use it; expected some of:")
-    said = complain("figure=similarity", f"adapter={tmp_path}")
-    assert "no adapter_config.json" in said
+    line = complain("figure=similarity", "model=zoo/student")
+    assert line.startswith("error: model: figure=similarity does not use it; expected some of:")
+    line = complain("figure=similarity", f"adapter={tmp_path}")
+    assert "no adapter_config.json" in line
     assert "positions=2: Input should be greater than" in complain("positions=2")
 
 
 def test_more_gpus_than_exist(complain: Complain, ray_cluster: None) -> None:
-    said = complain("num_gpus=64")
-    assert said.startswith("error: num_gpus=64: needs 64 GPUs, the cluster has 0; ask for fewer")
+    line = complain("num_gpus=64")
+    assert line.startswith("error: num_gpus=64: needs 64 GPUs, the cluster has 0; ask for fewer")
 
 
 def test_one_job_leaves_a_figure_its_data_and_a_run(
@@ -62,10 +62,12 @@ def test_one_job_leaves_a_figure_its_data_and_a_run(
     overrides = ["figure=similarity", "limit=4", f"workdir={tmp_path}"]
     job = resolve([], overrides, AnalysisJob)
     folder = run_analysis(job)
-    said = capsys.readouterr().out
-    assert "most similar layer of zoo/teacher" in said and str(folder) in said
+    printed = capsys.readouterr().out
+    assert "most similar layer of zoo/teacher" in printed and str(folder) in printed
     data = json.loads((folder / "data.json").read_text())
-    expected = measure(job, load_figure_inputs(job), load_model)
+    inputs = load_figure_inputs(job)
+    models = [load_model(model.path, dtype=model.dtype) for model in inputs.models]
+    expected = FIGURES[job.figure].measure(job, inputs, models)
     for panel, wanted in zip(data["panels"], expected["panels"], strict=True):
         for row, wanted_row in zip(panel["exact"], wanted["exact"], strict=True):
             assert row == pytest.approx(wanted_row, abs=1e-5)
@@ -78,7 +80,7 @@ def test_one_job_leaves_a_figure_its_data_and_a_run(
     assert artifacts == {"figure.png", "data.json"}
     times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert cli.main(["analyze", "--plan", *overrides]) == 0
-    assert f"{folder}, already there" in capsys.readouterr().out
+    assert f"{folder}, cached" in capsys.readouterr().out
     assert run_analysis(job) == folder
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == times
     assert len(client.search_runs([run.info.experiment_id])) == 1

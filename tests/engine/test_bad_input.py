@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from semalign.engine.steps import Steps
-from semalign.stages.inputs import load_inputs
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from semalign import cli
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.local import make_all
 from semalign.config.jobs import Config
+from semalign.engine.executor import RayExecutor
+from semalign.methods.method import Transfer
+from semalign.stages.extraction import Activations
 
 Complain = Callable[..., str]
 
@@ -87,11 +90,19 @@ def test_empty_split(complain: Complain, tmp_path: Path) -> None:
     assert "gsm8k/train.jsonl: no rows" in line
 
 
+def extracted(config: Config) -> Path:
+    """The store of the teacher's targets, made."""
+    prepared = Transfer.of(config)
+    with RayExecutor(prepared.config, Workspace(config.work)) as executor:
+        make_all(executor, prepared.first)
+        recipe = prepared.recipe(executor.workspace)
+        [stored] = [artifact for artifact in recipe.artifacts if type(artifact) is Activations]
+        return executor.make(stored)
+
+
 def test_corrupt_shard(complain: Complain, configure: Callable[..., Config]) -> None:
     config = configure()
-    steps = Steps(config, load_inputs(config))
-    store, _ = steps.extract(steps.pair(steps.attribute()))
-    shard = sorted(store.path.rglob("*.safetensors"))[0]
+    shard = sorted(extracted(config).rglob("*.safetensors"))[0]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
@@ -105,9 +116,7 @@ def test_wrong_dtype(complain: Complain, configure: Callable[..., Config]) -> No
     assert "dtype='bfloat8': did you mean 'bfloat16'?" in complain("dtype=bfloat8")
     store = Path(configure().workdir) / "mine"
     overrides = ["data.train_limit=96", "extraction.shard_examples=16", f"extraction.store={store}"]
-    config = configure(*overrides)
-    steps = Steps(config, load_inputs(config))
-    steps.extract(steps.pair(steps.attribute()))
+    assert extracted(configure(*overrides)) == store
     line = complain(*overrides, "extraction.dtype=float16")
     assert "does not fit the request (dtype: has bfloat16, wanted float16)" in line
 
@@ -132,6 +141,6 @@ def test_a_process_ends_with_status_2_and_leaves_nothing(tmp_path: Path) -> None
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: data.task='chess': expected one of: gsm8k, humaneval, mbpp, mmlu"
+        "error: data.task=chess: expected one of: gsm8k, humaneval, mbpp, mmlu"
     )
     assert list(tmp_path.iterdir()) == []

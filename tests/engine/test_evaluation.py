@@ -16,18 +16,21 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from semalign.artifacts.artifact import Workspace
+from semalign.config.sections import Evaluation
 from semalign.engine.cpu_lora import _choose, _expand, _expand_slice, _shrink
-from semalign.engine.evaluation import Candidate, Evaluation, evaluate
-from semalign.engine.generation import EngineShape
+from semalign.engine.evaluation import Scored, evaluate
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
-from semalign.stages.scoring import SandboxLimits
+from semalign.models.reference import Model
+from semalign.stages.judged import Candidate
 from semalign.tasks import load_split
-from semalign.tasks.protocols import find_protocol
 from semalign.zoo import path as zoo_path
 
-SHAPE = EngineShape(max_model_len=128, kv_cache_gb=0.25, batch_items=4)
 TASKS = ("mmlu", "gsm8k", "mbpp")
+SETTINGS = Evaluation(
+    tasks=TASKS, splits=("test",), max_model_len=128, kv_cache_gb=0.25, batch_items=4
+)
 ITEMS = 9
 
 
@@ -66,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two LoRAs on layer 1 of the student, large enough to change what it says."""
+    """Two LoRAs on layer 1 of the student, large enough to change its answers."""
     folders = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -82,8 +85,12 @@ def adapters(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return folders
 
 
+def opened(folder: Path) -> Model:
+    return Model.open(str(folder), dtype="float32")
+
+
 def candidates(family: dict[str, Path], adapters: list[Path]) -> list[Candidate]:
-    student, teacher = str(family["student"]), str(family["teacher"])
+    student, teacher = (opened(family[name]) for name in ("student", "teacher"))
     return [
         Candidate(name="student", model=student),
         Candidate(name="first", model=student, adapter=str(adapters[0])),
@@ -99,27 +106,27 @@ def undisturbed(
     adapters: list[Path],
     data: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Evaluation, Path]:
+) -> tuple[Scored, Path]:
     folder = tmp_path_factory.mktemp("records")
     return run(candidates(family, adapters), data, folder), folder
 
 
-def run(models: list[Candidate], data: Path, folder: Path, **changes: Any) -> Evaluation:
-    how: dict[str, Any] = {"tasks": TASKS, "splits": ["test"], "root": data, "folder": folder}
-    how |= {"shape": SHAPE, "sandbox": SandboxLimits(), "protocol": find_protocol("paper")}
-    return evaluate(models, **(how | changes))
+def run(models: list[Candidate], data: Path, folder: Path, **changes: Any) -> Scored:
+    settings = SETTINGS.model_copy(update=changes)
+    return evaluate(models, settings, root=data, workspace=Workspace(folder))
 
 
 def test_same_tokens_and_letters_as_transformers_and_peft(
-    undisturbed: tuple[Evaluation, Path],
+    undisturbed: tuple[Scored, Path],
     family: dict[str, Path],
     adapters: list[Path],
     data: Path,
 ) -> None:
     records = undisturbed[0].records
     for candidate in candidates(family, adapters):
-        tokenizer = load_tokenizer(candidate.model)
-        model = AutoModelForCausalLM.from_pretrained(candidate.model, dtype=torch.float32).eval()
+        path = candidate.model.path
+        tokenizer = load_tokenizer(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         if candidate.adapter:
             model = PeftModel.from_pretrained(model, candidate.adapter)
         for example, record in zip(
@@ -134,20 +141,20 @@ def test_same_tokens_and_letters_as_transformers_and_peft(
         ):
             ids = tokenizer([example.prompt], return_tensors="pt")["input_ids"]
             # Random weights never stop: as many tokens as the engine had room for.
-            out = model.generate(input_ids=ids, max_length=SHAPE.max_model_len, do_sample=False)
+            out = model.generate(input_ids=ids, max_length=SETTINGS.max_model_len, do_sample=False)
             assert record.tokens == out[0, ids.shape[1] :].tolist()
             assert record.id == example.id
 
 
 def test_adapters_differ_and_items_are_all_there_once(
-    undisturbed: tuple[Evaluation, Path], family: dict[str, Path], adapters: list[Path]
+    undisturbed: tuple[Scored, Path], family: dict[str, Path], adapters: list[Path]
 ) -> None:
     evaluation = undisturbed[0]
-    said = {
+    answers = {
         name: [record.tokens for record in evaluation.records[name, "gsm8k", "test"]]
         for name in ("student", "first", "second")
     }
-    assert said["student"] != said["first"] != said["second"] != said["student"]
+    assert answers["student"] != answers["first"] != answers["second"] != answers["student"]
     assert evaluation.generated == len(candidates(family, adapters)) * len(TASKS) * ITEMS
     for key, rows in evaluation.records.items():
         assert len({record.id for record in rows}) == len(rows) == ITEMS
@@ -156,7 +163,7 @@ def test_adapters_differ_and_items_are_all_there_once(
 
 
 def test_a_second_run_reads_what_is_there(
-    undisturbed: tuple[Evaluation, Path], family: dict[str, Path], adapters: list[Path], data: Path
+    undisturbed: tuple[Scored, Path], family: dict[str, Path], adapters: list[Path], data: Path
 ) -> None:
     evaluation, folder = undisturbed
     again = run(candidates(family, adapters), data, folder)
@@ -170,7 +177,7 @@ def test_a_second_run_reads_what_is_there(
 
 
 def test_killed_engines_and_judges_are_replaced(
-    undisturbed: tuple[Evaluation, Path],
+    undisturbed: tuple[Scored, Path],
     family: dict[str, Path],
     adapters: list[Path],
     data: Path,
@@ -202,7 +209,7 @@ def kill_first(names: tuple[str, ...], killed: dict[str, int], stop: threading.E
         time.sleep(0.01)
 
 
-def stable(evaluation: Evaluation) -> dict[Any, Any]:
+def stable(evaluation: Scored) -> dict[Any, Any]:
     """The records without the time they took and the sandbox's wording."""
     return {
         key: [(r.id, r.sample, r.output, r.tokens, r.extracted, r.correct) for r in rows]
@@ -213,11 +220,11 @@ def stable(evaluation: Evaluation) -> dict[Any, Any]:
 def test_bad_input_is_refused_before_any_engine(
     family: dict[str, Path], adapters: list[Path], data: Path, tmp_path: Path
 ) -> None:
-    student = Candidate(name="student", model=str(family["student"]))
+    student = Candidate(name="student", model=opened(family["student"]))
     with pytest.raises(UserError, match=r"no split 'tset'; did you mean 'test'\?"):
-        run([student], data, tmp_path, splits=["tset"])
+        run([student], data, tmp_path, splits=("tset",))
     with pytest.raises(UserError, match="task 'mbp' is unknown"):
-        run([student], data, tmp_path, tasks=["mbp"])
+        run([student], data, tmp_path, tasks=("mbp",))
     with pytest.raises(UserError, match=r"nowhere: no adapter_config.json"):
         run([Candidate(name="x", model=student.model, adapter="nowhere")], data, tmp_path)
     config = json.loads((adapters[0] / "adapter_config.json").read_text()) | {"use_dora": True}

@@ -2,72 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from semalign.engine.extraction import ActorShape, extract
-from semalign.engine.steps import Steps
-from semalign.stages.inputs import load_inputs
 
 from semalign.artifacts.activations import ActivationStore, Column
+from semalign.artifacts.artifact import Workspace
 from semalign.config.jobs import Config
-from semalign.data.tokens import Tokens
+from semalign.engine.executor import RayExecutor
 from semalign.files import sha256
+from semalign.methods.method import Transfer
+from semalign.stages.extraction import Activations
 from tests.engine.faults import kill, when
 
 COLUMNS = [Column(1, "mlp"), Column(2, "mlp")]
+SHARDS = 6  # 96 examples, 16 a shard
 
 
-@pytest.fixture
-def steps(ray_cluster: None, configure: Callable[..., Config]) -> Steps:
-    config = configure()
-    return Steps(config, load_inputs(config))
+def wanted(config: Config, columns: Sequence[Column]) -> Activations:
+    """The teacher's hidden states of the training rows."""
+    inputs = Transfer.of(config).inputs
+    return Activations(
+        model=inputs.teacher,
+        rows=inputs.train_teacher,
+        columns=frozenset(columns),
+        positions="all",
+        dtype="bfloat16",
+        extraction=config.extraction,
+    )
 
 
-def begin(steps: Steps, folder: Path) -> tuple[ActivationStore, list[Tokens]]:
-    tokens = steps.inputs.train_teacher
-    identity = steps.identity("teacher", tokens, "all", "bfloat16", 48)
-    return ActivationStore(folder, identity), tokens
+def extract(config: Config, columns: Sequence[Column], work: Path) -> ActivationStore:
+    """Make the columns on the cluster, or find them; returns their store, opened anew."""
+    artifact = wanted(config, columns)
+    with RayExecutor(config, Workspace(work)) as executor:
+        return artifact.open(executor.make(artifact))
 
 
 def digests(store: ActivationStore, columns: list[Column]) -> list[str]:
     return [sha256(store.shard_path(c, s)) for c in columns for s in range(store.num_shards)]
 
 
-def test_only_what_is_missing_is_computed(steps: Steps, tmp_path: Path) -> None:
-    store, tokens = begin(steps, tmp_path / "store")
-    shape = ActorShape()
-    assert extract(steps.teacher, tokens, store, COLUMNS, shape) == COLUMNS
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "store").rglob("*.safetensors")}
-    assert len(before) == 2 * 6
+def times(store: ActivationStore) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in store.path.rglob("*.safetensors")}
 
-    store, _ = begin(steps, tmp_path / "store")
-    assert extract(steps.teacher, tokens, store, COLUMNS, shape) == []
-    one_more = Column(0, "mlp")
-    assert extract(steps.teacher, tokens, store, [*COLUMNS, one_more], shape) == [one_more]
+
+def test_only_what_is_missing_is_computed(
+    ray_cluster: None,
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, one_more = configure(), Column(0, "mlp")
+    assert not (tmp_path / "activations").exists()
+    store = extract(config, COLUMNS, tmp_path)
+    assert set(store.columns) == {"mlp.1", "mlp.2"}
+    assert "cached" not in capsys.readouterr().out
+    before = times(store)
+    assert len(before) == 2 * SHARDS
+
+    store = extract(config, COLUMNS, tmp_path)
+    assert "cached" in capsys.readouterr().out and times(store) == before
+    assert store.missing([*COLUMNS, one_more]) == {shard: [one_more] for shard in range(SHARDS)}
+    store = extract(config, [*COLUMNS, one_more], tmp_path)
+    assert "cached" not in capsys.readouterr().out
+    assert set(times(store)) - set(before) == {
+        store.shard_path(one_more, shard) for shard in range(SHARDS)
+    }
 
     lost = store.shard_path(one_more, 3)
     expected = sha256(lost)
     lost.unlink()
-    (tmp_path / "store" / "manifest.json").unlink()  # as if interrupted before the commit
-    store, _ = begin(steps, tmp_path / "store")
+    (store.path / "manifest.json").unlink()  # as if interrupted before the commit
+    store = wanted(config, COLUMNS).open(store.path)
     assert store.missing([*COLUMNS, one_more]) == {3: [one_more]}
-    extract(steps.teacher, tokens, store, [*COLUMNS, one_more], shape)
+    store = extract(config, [*COLUMNS, one_more], tmp_path)
     assert sha256(lost) == expected
     after = {f: f.stat().st_mtime_ns for f in before}
     assert after == before
 
 
 def test_a_killed_actor_is_replaced_and_the_numbers_are_the_same(
-    steps: Steps, tmp_path: Path
+    ray_cluster: None, configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    slow = ActorShape(batch_tokens=1)  # one example a batch
-    store, tokens = begin(steps, tmp_path / "undisturbed")
-    extract(steps.teacher, tokens, store, COLUMNS, slow)
-    expected = digests(store, COLUMNS)
+    slow = configure("extraction.batch_tokens=1")  # one example a batch
+    expected = digests(extract(slow, COLUMNS, tmp_path / "undisturbed"), COLUMNS)
 
-    store, _ = begin(steps, tmp_path / "killed")
-    with when(store.shard_path(COLUMNS[0], 0).exists, lambda: kill("ray::MapWorker")):
-        extract(steps.teacher, tokens, store, COLUMNS, slow)
+    killed = tmp_path / "killed"
+    folder = Workspace(killed).place(wanted(slow, COLUMNS))
+    first = folder / str(COLUMNS[0]) / "00000.safetensors"
+    with when(first.exists, lambda: kill("ray::ModelWorker")):
+        store = extract(slow, COLUMNS, killed)
+    assert store.path == folder
     assert digests(store, COLUMNS) == expected

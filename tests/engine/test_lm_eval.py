@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
+from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.records import Record
-from semalign.engine.evaluation import Candidate, Evaluation, evaluate
-from semalign.engine.generation import EngineShape
+from semalign.config.sections import Evaluation
+from semalign.engine.evaluation import Scored, evaluate
 from semalign.models.loading import resolve
-from semalign.stages.scoring import SandboxLimits
-from semalign.tasks.protocols import find_protocol
+from semalign.models.reference import Model
+from semalign.stages.judged import Candidate
 from semalign.zoo import path as zoo_path
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
@@ -50,20 +51,22 @@ def ours(
     rows: dict[str, list[dict[str, Any]]],
     ray_cluster: None,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Evaluation:
+) -> Scored:
     root = tmp_path_factory.mktemp("rows")
     for task, some in rows.items():
         (root / task).mkdir()
         (root / task / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
     return evaluate(
-        [Candidate(name=model, model=model) for model in MODELS],
-        tasks=list(rows),
-        splits=["test"],
+        [Candidate(name=model, model=Model.open(model, dtype="float32")) for model in MODELS],
+        Evaluation(
+            tasks=tuple(rows),
+            splits=("test",),
+            protocol="lm-eval",
+            max_model_len=LENGTH,
+            kv_cache_gb=0.25,
+        ),
         root=root,
-        folder=tmp_path_factory.mktemp("records"),
-        shape=EngineShape(max_model_len=LENGTH, kv_cache_gb=0.25),
-        sandbox=SandboxLimits(),
-        protocol=find_protocol("lm-eval"),
+        workspace=Workspace(tmp_path_factory.mktemp("records")),
     )
 
 
@@ -98,7 +101,7 @@ def stock(relative: str, rows: Sequence[dict[str, Any]]) -> Any:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_mmlu_is_answered_alike(
-    model: str, rows: dict[str, list[dict[str, Any]]], ours: Evaluation
+    model: str, rows: dict[str, list[dict[str, Any]]], ours: Scored
 ) -> None:
     subjects: dict[str, list[int]] = {}
     for index, row in enumerate(rows["mmlu"]):
@@ -130,7 +133,7 @@ def test_mmlu_is_answered_alike(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_gsm8k_is_written_and_judged_alike(
-    model: str, rows: dict[str, list[dict[str, Any]]], ours: Evaluation
+    model: str, rows: dict[str, list[dict[str, Any]]], ours: Scored
 ) -> None:
     task = stock("gsm8k/gsm8k-cot-zeroshot.yaml", rows["gsm8k"])
     samples = theirs(model, {"gsm8k": task}, LENGTH)["gsm8k"]

@@ -1,4 +1,4 @@
-"""All methods in one sweep: each trains and is scored from what it saved, beside the others."""
+"""All methods in one sweep: each trains and is scored from what it saved, next to the others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign.config.read import resolve
-from semalign.engine.transfer import transferred
+from semalign.engine.scoring import transferred
 from semalign.engine.tuning import ablate
+from semalign.methods.method import Transfer
 from semalign.report import comparison
 from semalign.sweep.file import load_sweep
 from semalign.sweep.summary import Summary
@@ -34,7 +35,7 @@ compare: {{axis: method, control: sft}}
 @dataclass
 class Done:
     summary: Summary
-    said: str
+    printed: str
     work: Path
 
 
@@ -42,9 +43,9 @@ class Done:
 def done(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Done]:
     folder = tmp_path_factory.mktemp("methods")
     (folder / "all.yaml").write_text(SWEEP)
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as printed:
         summary = ablate(load_sweep(folder / "all.yaml", [f"workdir={folder / 'work'}"]))
-    yield Done(summary, said.getvalue(), folder / "work")
+    yield Done(summary, printed.getvalue(), folder / "work")
 
 
 def test_every_method_ends_with_a_score(done: Done) -> None:
@@ -71,7 +72,7 @@ def test_the_tables_set_them_side_by_side(done: Done) -> None:
     assert [row[0] for row in differences] == [m for m in METHODS if m != "sft"]
     [report] = done.work.glob("sweeps/*/report.md")
     assert "Against the control" in report.read_text()
-    assert done.said.count("[seek]") == 1
+    assert done.printed.count("[seek]") == 1
 
 
 def test_mlflow_has_a_run_for_each(done: Done) -> None:
@@ -87,11 +88,15 @@ def test_mlflow_has_a_run_for_each(done: Done) -> None:
         assert "test/mmlu/transferred" in run.data.metrics
 
 
-def test_latens_student_is_run_in_float32(tmp_path: Path) -> None:
+def test_latens_student_is_run_in_float32(done: Done) -> None:
     """Its deltas are too small for bfloat16; what is an adapter runs as the others do."""
-    (tmp_path / "student").mkdir()
-    dtypes = {
-        method: transferred(resolve([], [f"method={method}", "dtype=bfloat16"]), tmp_path).dtype
-        for method in ("laten", "sft-all")
+    candidates = {}
+    for method in ("laten", "sft-all"):
+        [folder] = done.work.glob(f"transfers/mmlu-{method}-*")
+        config = resolve([], [f"method={method}", "dtype=bfloat16", f"workdir={done.work}"])
+        candidates[method] = transferred(Transfer.of(config), folder)
+    assert {method: found.model.dtype for method, found in candidates.items()} == {
+        "laten": "float32",
+        "sft-all": "bfloat16",
     }
-    assert dtypes == {"laten": "float32", "sft-all": None}
+    assert candidates["laten"].adapter is None and candidates["sft-all"].adapter is not None

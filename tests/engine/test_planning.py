@@ -75,10 +75,10 @@ def test_every_stage_of_a_sweep_is_checked_and_the_cluster_joined_once(
     weightless: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest actor is on a GPU, whose memory nobody knows; another one does not fit."""
-    asked = []
+    given = []
 
     def available(config: Config) -> dict[str, float]:
-        asked.append(config)
+        given.append(config)
         return {"CPU": 4.0, "GPU": 4.0, "memory": 1e12}
 
     monkeypatch.setattr("semalign.engine.planning._available", available)
@@ -87,7 +87,7 @@ def test_every_stage_of_a_sweep_is_checked_and_the_cluster_joined_once(
     small = ["data.train_limit=20", "evaluation.tasks=[mmlu]", "evaluation.num_gpus=1"]
     sweep = load_sweep(file, [*weightless, *small, "evaluation.kv_cache_gb=1000000"])
     show_sweep_plan(sweep)
-    assert len(asked) == 1
+    assert len(given) == 1
     large = sweep.model_copy(
         update={"base": sweep.base | {"training.micro_batch_size": 10_000_000}}
     )

@@ -64,41 +64,41 @@ def complain(data: Path, tmp_path: Path, capsys: Any) -> Complain:
 
 
 def test_unknown_names(complain: Complain) -> None:
-    said = complain("protocol=papre")
-    assert said == "error: protocol 'papre' is unknown; did you mean 'paper'?"
+    line = complain("protocol=papre")
+    assert line == "error: protocol 'papre' is unknown; did you mean 'paper'?"
     assert "did you mean 'mbpp'?" in complain("tasks=[mbp]")
     assert complain("modle=x") == "error: modle: unknown key; did you mean 'model'?"
-    said = complain("sampling.samples=3")
-    assert said.startswith("error: sampling.samples: unknown key; expected one of")
+    line = complain("sampling.samples=3")
+    assert line.startswith("error: sampling.samples: unknown key; expected one of")
     assert "'lm-eval' has no profile for humaneval" in complain("protocol=lm-eval")
     assert "no split 'tset'" in complain("splits=[tset]")
     assert "model folder '/nowhere' does not exist" in complain("model=/nowhere")
 
 
 def test_more_successes_than_samples(complain: Complain) -> None:
-    said = complain("sampling.n=1", "sampling.k=5")
-    assert "pass@5 needs at least k=5 samples, found n=1" in said
+    line = complain("sampling.n=1", "sampling.k=5")
+    assert "pass@5 needs at least k=5 samples, found n=1" in line
     assert "n=2 samples at temperature 0 are all the same" in complain(
         "sampling.n=2", "sampling.temperature=0"
     )
 
 
 def test_a_tokenizer_without_a_chat_template(complain: Complain) -> None:
-    said = complain("protocol=paper-chat")
-    assert "has no chat template, which this protocol wants; choose one without" in said
+    line = complain("protocol=paper-chat")
+    assert "has no chat template, which this protocol wants; choose one without" in line
 
 
 def test_an_adapter_of_another_base(complain: Complain, adapter: Path, tmp_path: Path) -> None:
-    said = complain("model=zoo/teacher", f"adapter={adapter}")
-    assert "is for another size than zoo/teacher's" in said and "one of zoo/student" in said
+    line = complain("model=zoo/teacher", f"adapter={adapter}")
+    assert "is for another size than zoo/teacher's" in line and "one of zoo/student" in line
     model = load_model("zoo/student")
     for weight in model.parameters():
         weight.data.mul_(1.5)
     model.save_pretrained(tmp_path / "twin")
     for file in zoo_path("zoo/student").glob("tokenizer*"):
         (tmp_path / "twin" / file.name).write_bytes(file.read_bytes())
-    said = complain(f"model={tmp_path / 'twin'}", f"adapter={adapter}")
-    assert said.endswith(f"made for zoo/student, whose weights {tmp_path / 'twin'} has not")
+    line = complain(f"model={tmp_path / 'twin'}", f"adapter={adapter}")
+    assert line.endswith(f"made for zoo/student, whose weights {tmp_path / 'twin'} has not")
     assert "no adapter_config.json" in complain(f"adapter={tmp_path}")
 
 
@@ -107,8 +107,8 @@ def test_wrong_files_and_rows(complain: Complain, data: Path, tmp_path: Path) ->
     (root / "mmlu").mkdir(parents=True)
     file = root / "mmlu" / "dev.jsonl"
     file.write_bytes((data / "gsm8k" / "dev.jsonl").read_bytes())
-    said = complain(f"root={root}", "tasks=[mmlu]")
-    assert f"{file}:1: field 'subject' is missing; mmlu needs question, subject" in said
+    line = complain(f"root={root}", "tasks=[mmlu]")
+    assert f"{file}:1: field 'subject' is missing; mmlu needs question, subject" in line
     rows = [json.loads(line) for line in (data / "mmlu" / "dev.jsonl").read_text().splitlines()]
     del rows[3]["answer"]
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -133,35 +133,35 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
         ],
         EvaluationJob,
     )
-    evaluation = run_evaluation(job)
-    assert evaluation.generated == 4 * ITEMS
-    code = evaluation.records["lora", "humaneval", "dev"]
+    scored = run_evaluation(job)
+    assert scored.generated == 4 * ITEMS
+    code = scored.records["lora", "humaneval", "dev"]
     assert [(r.id, r.sample) for r in code[:3]] == [(code[0].id, sample) for sample in range(3)]
     assert {r.tier for r in code} == {1} or {r.tier for r in code} == {2}
-    said = capsys.readouterr().out
-    assert "protocol paper+n3t0.1p0.95k2-1" in said
-    assert "mmlu dev, student -> lora: +0.0 points" in said  # a new LoRA changes nothing
+    printed = capsys.readouterr().out
+    assert "protocol paper+n3t0.1p0.95k2-1" in printed
+    assert "mmlu dev, student -> lora: +0.0 points" in printed  # a new LoRA changes nothing
     client = MlflowClient(tracking_uri=job.tracking_uri)
     [run] = client.search_runs([client.get_experiment_by_name("semalign").experiment_id])
-    score = evaluation.scores["student", "mmlu", "dev"]
+    score = scored.scores["student", "mmlu", "dev"]
     found = run.data.metrics
     assert found["dev/mmlu/student"] == score.value
     for end in ("stderr", "low", "high"):
         assert found[f"dev/mmlu/student.{end}"] == getattr(score, end)
-    subjects = {record.group for record in evaluation.records["student", "mmlu", "dev"]}
+    subjects = {record.group for record in scored.records["student", "mmlu", "dev"]}
     assert {f"dev/mmlu/student.{subject}" for subject in subjects} <= set(found)
-    assert run.data.tags["protocol.hash"] == evaluation.protocol.hash
+    assert run.data.tags["protocol.hash"] == scored.protocol.hash
     table = client.download_artifacts(run.info.run_id, "predictions.json", str(tmp_path))
     assert len(json.loads(Path(table).read_text())["data"]) == 2 * ITEMS + 2 * 3 * ITEMS
     again = run_evaluation(job)
-    assert again.generated == 0 and again.records == evaluation.records
+    assert again.generated == 0 and again.records == scored.records
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
 def test_a_killed_job_goes_on_with_the_missing_items(
     data: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """Kill -9 the whole process group once some batches are judged; the rest is asked again."""
+    """Kill -9 the whole process group once some batches are judged; a rerun answers the rest."""
     given = [f"root={data}", "splits=[dev]", "tasks=[gsm8k]", "batch_items=2"]
     command = [sys.executable, "ray_jobs/evaluate.py", *given]
     killed = subprocess.Popen(
@@ -173,7 +173,7 @@ def test_a_killed_job_goes_on_with_the_missing_items(
     deadline = time.monotonic() + 120
     parts: list[Path] = []
     while len(parts) < 2 and time.monotonic() < deadline:
-        parts = list((tmp_path / "killed").glob("evaluations/*.parts/[0-9]*.parquet"))
+        parts = list((tmp_path / "killed").glob("records/gsm8k-dev-*/records.parts/[0-9]*.parquet"))
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()

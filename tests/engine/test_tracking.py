@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from semalign.config.read import resolve
 from semalign.engine.tracking import Tracker, start_tracker
 from semalign.errors import UserError
 from tests.engine.faults import MlflowServer, when
@@ -52,9 +53,10 @@ def test_a_server_that_stays_away_is_an_error_and_then_at_once(server: MlflowSer
     assert tracker.open("sweep", "sweep") == run
 
 
-def test_a_server_that_never_was_is_said_in_one_line(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_server_that_never_was_is_an_error_of_one_line(ray_cluster: None, tmp_path: Path) -> None:
     uri = MlflowServer(tmp_path).uri
+    job = resolve([], [f"tracking.uri={uri}", "tracking.experiment=none", f"workdir={tmp_path}"])
     with pytest.raises(UserError) as error:
-        start_tracker(uri, "none", key="k", name="n", artifacts=str(tmp_path))
+        start_tracker(job, key="k", name="n")
     assert str(error.value).startswith(f"tracking.uri={uri}: no MLflow server answers there")
     assert "\n" not in str(error.value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,22 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from semalign import zoo
+from semalign.artifacts.records import Record, read_records
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.engine.evaluation import Candidate
 from semalign.engine.scoring import score_candidates
 from semalign.engine.transfer import Outcome, transfer
+from semalign.files import sha256
 from semalign.models.adapters import merge_adapter
-from semalign.models.loading import load_model
+from semalign.models.loading import load_model, load_tokenizer
+from semalign.models.reference import Model
+from semalign.stages.judged import Candidate
+from semalign.tasks import load_split
 
 TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 LINES = {"train": 64, "extract": 8, "dev": 12, "test": 16}
+BASE = ("data.task=gsm8k", "training.epochs=2", "training.batch_size=16", "training.lr=3e-3")
+KINDS = ("attributions", "activations", "bases", "maps", "transfers", "records")
 
 
 @dataclass
@@ -30,6 +38,7 @@ class Run:
     config: Config
     outcome: Outcome
     printed: str
+    files: set[str]  # that it left in the work folder
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +58,8 @@ def make(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     work = tmp_path_factory.mktemp("transfer")
 
     def configure(*overrides: str) -> Config:
-        base = [
-            "data.task=gsm8k",
-            f"data.root={data}",
-            f"workdir={work / 'work'}",
-            "training.epochs=2",
-        ]
-        return resolve([], [*base, "training.batch_size=16", "training.lr=3e-3", *overrides])
+        places = [f"data.root={data}", f"workdir={work / 'work'}"]
+        return resolve([], [*BASE, *places, *overrides])
 
     return configure
 
@@ -68,7 +72,17 @@ def run(ray_cluster: None, make: Callable[..., Config]) -> Run:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         outcome = transfer(make())
-    return Run(make(), outcome, out.getvalue())
+    return Run(make(), outcome, out.getvalue(), made_files(make().work))
+
+
+def made_files(work: Path) -> set[str]:
+    """Every artifact's files, below the work folder."""
+    return {
+        str(file.relative_to(work))
+        for kind in KINDS
+        for file in (work / kind).rglob("*")
+        if file.is_file() and not file.name.endswith(".lock")
+    }
 
 
 def client(config: Config) -> MlflowClient:
@@ -83,7 +97,7 @@ def test_the_table_has_three_rows_and_four_tasks(run: Run) -> None:
 
 
 def test_every_score_has_its_items_and_interval(run: Run) -> None:
-    scores = run.outcome.evaluation.scores
+    scores = run.outcome.scored.scores
     assert set(scores) == {
         (name, task, split)
         for name in ("student", "teacher", "transferred")
@@ -105,7 +119,7 @@ def test_mlflow_holds_the_run(run: Run, tmp_path: Path) -> None:
     assert [point.step for point in steps] == list(range(1, 2 * 4 + 1))
     assert len(mlflow.get_metric_history(run.outcome.run_id, "epoch/loss")) == 2
     assert found.data.metrics["test/gsm8k/transferred"] == pytest.approx(
-        run.outcome.evaluation.scores["transferred", "gsm8k", "test"].value
+        run.outcome.scored.scores["transferred", "gsm8k", "test"].value
     )
     assert {entry.dataset.name for entry in found.inputs.dataset_inputs} == {
         "gsm8k/train",
@@ -123,18 +137,80 @@ def test_a_second_run_does_nothing_again(run: Run, capsys: pytest.CaptureFixture
     outcome = transfer(run.config)
     printed = capsys.readouterr().out
     assert outcome.run_id == run.outcome.run_id
-    assert printed.count("already there") == 5
+    stages = [line.partition("]")[0][1:] for line in printed.splitlines() if "cached" in line]
+    assert stages == ["attribute", "extract", "prefix", "bases", "bases", "align", "train"]
     assert "[evaluate]" in printed and "0 items generated" in printed
     assert len(client(run.config).search_runs(["1"])) == 1
     assert len(client(run.config).get_metric_history(outcome.run_id, "train/loss")) == 8
 
 
+LOCAL = """
+import sys
+sys.modules["ray"] = None  # what imports it ends with an error
+from semalign.config.read import resolve
+from semalign.engine.transfer import transfer
+outcome = transfer(resolve([], sys.argv[1:]), local=True)
+print(outcome.folder.name, outcome.run_id)
+"""
+
+
+def test_without_ray_it_leaves_the_same_files(
+    run: Run, make: Callable[..., Config], tmp_path: Path
+) -> None:
+    """In a process that cannot import Ray, scored on one task and split of the same transfer."""
+    work = tmp_path / "work"
+    overrides = [
+        *BASE,
+        f"data.root={run.config.data.root}",
+        f"workdir={work}",
+        "evaluation.tasks=[gsm8k]",
+        "evaluation.splits=[dev]",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL, *overrides], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder, run_id = done.stdout.split()[-2:]
+    assert folder == run.outcome.folder.name
+    found = made_files(work)
+    reported = {"report.md", *(f"figures/{name}.png" for name in ("attribution", "pairing"))}
+    assert all((work / "transfers" / folder / name).is_file() for name in reported)
+    scored = {
+        f for f in run.files if not f.startswith("records/") or f.startswith("records/gsm8k-dev-")
+    }
+    assert found == scored
+    for name in sorted(f for f in found if f.endswith(".safetensors")):
+        assert sha256(work / name) == sha256(run.config.work / name), name
+    for name in sorted(f for f in found if f.endswith("/history.json")):
+        assert (work / name).read_text() == (run.config.work / name).read_text()
+    answered = [f for f in found if f.endswith(".parquet")]
+    assert len(answered) == 3
+    for name in answered:
+        assert timeless(work / name) == timeless(run.config.work / name)
+    [logged] = MlflowClient(tracking_uri=f"sqlite:///{work / 'mlflow.db'}").search_runs(["1"])
+    assert logged.info.run_id == run_id and logged.info.status == "FINISHED"
+    here = client(run.config).get_run(run.outcome.run_id).data
+    assert logged.data.tags["adapter.sha256"] == here.tags["adapter.sha256"]
+    for name in ("train/loss", "epoch/loss", "dev/gsm8k/transferred"):
+        assert logged.data.metrics[name] == here.metrics[name]
+
+
+def timeless(file: Path) -> list[Record]:
+    """The records of a file without how long judging took."""
+    return [replace(record, seconds=0.0) for record in read_records(file)]
+
+
 def test_one_more_layer_is_extracted_alone(
     run: Run, make: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    [store] = (run.config.work / "activations").glob("teacher-*")
+    before = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
     transfer(make("extraction.layers=[2]"))
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("[extract]")]
-    assert "layers computed (counted from 1): mlp 2;" in line
+    assert "layers (counted from 1): mlp 1, mlp 2;" in line and "cached" not in line
+    after = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
+    assert {file: after[file] for file in before} == before
+    assert {file.parent.name for file in set(after) - set(before)} == {"mlp.1"}  # from 0
 
 
 def test_plain_peft_and_a_merged_model_say_the_same(run: Run, tmp_path: Path) -> None:
@@ -142,11 +218,8 @@ def test_plain_peft_and_a_merged_model_say_the_same(run: Run, tmp_path: Path) ->
     from peft import PeftModel
 
     adapter = run.outcome.folder / "adapter"
-    records = run.outcome.evaluation.records["transferred", "gsm8k", "test"]
+    records = run.outcome.scored.records["transferred", "gsm8k", "test"]
     model = PeftModel.from_pretrained(load_model("zoo/student", dtype="float32"), str(adapter))
-    from semalign.models.loading import load_tokenizer
-    from semalign.tasks import load_split
-
     tokenizer = load_tokenizer("zoo/student")
     for example, record in zip(
         load_split(Path(run.config.data.root), "gsm8k", "test"), records, strict=True
@@ -160,8 +233,10 @@ def test_plain_peft_and_a_merged_model_say_the_same(run: Run, tmp_path: Path) ->
     merge_adapter("zoo/student", adapter, tmp_path / "merged")
     settings = run.config.evaluation.model_copy(update={"tasks": ("gsm8k",)})
     config = run.config.model_copy(update={"evaluation": settings})
-    student = Candidate(name="student", model=str(tmp_path / "merged"))
-    merged = score_candidates(config, [student]).records["student", "gsm8k", "test"]
+    model = Model.open(str(tmp_path / "merged"), dtype=config.dtype)
+    merged = score_candidates(config, [Candidate(name="student", model=model)]).records[
+        "student", "gsm8k", "test"
+    ]
     assert [record.tokens for record in merged] == [record.tokens for record in records]
 
 
@@ -180,7 +255,7 @@ def test_a_whole_layer_becomes_a_checkpoint(run: Run, make: Callable[..., Config
     before = load_model("zoo/student", dtype="float32").state_dict()
     different = {name for name in before if not torch.equal(before[name], changed[name].float())}
     assert different and len({name.split(".")[2] for name in different}) == 1
-    assert ("transferred", "gsm8k", "dev") in outcome.evaluation.scores
+    assert ("transferred", "gsm8k", "dev") in outcome.scored.scores
 
 
 def test_nothing_is_left_in_the_working_directory(run: Run) -> None:

@@ -70,7 +70,7 @@ max_concurrent: 1
 @dataclass
 class Done:
     summary: Summary
-    said: str
+    printed: str
     work: Path
     file: Path
 
@@ -80,9 +80,9 @@ def done(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterato
     folder = tmp_path_factory.mktemp("sweep")
     file, work = folder / "three.yaml", folder / "work"
     file.write_text(SWEEP)
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as printed:
         summary = ablate(load_sweep(file, [f"workdir={work}"]))
-    yield Done(summary, said.getvalue(), work, file)
+    yield Done(summary, printed.getvalue(), work, file)
 
 
 def runs(work: Path) -> dict[str, Run]:
@@ -94,12 +94,12 @@ def runs(work: Path) -> dict[str, Run]:
 
 
 def test_shared_work_is_done_once(done: Done) -> None:
-    assert re.findall(r"\[(?:attribute|extract|engines)\].*", done.said) == [
-        *re.findall(r"\[engines\] 1 for zoo/student.*", done.said),
-        *re.findall(r"\[attribute\] .*", done.said),
-        *re.findall(r"\[extract\] .*layers computed \(counted from 1\): mlp 2;.*", done.said),
+    assert re.findall(r"\[(?:attribute|extract|engines)\].*", done.printed) == [
+        *re.findall(r"\[engines\] 1 for zoo/student.*", done.printed),
+        *re.findall(r"\[attribute\] .*", done.printed),
+        *re.findall(r"\[extract\] .*layers \(counted from 1\): mlp 2;.*", done.printed),
     ]
-    assert len(re.findall(r"\[extract\]|\[engines\]|\[attribute\]", done.said)) == 3
+    assert len(re.findall(r"\[extract\]|\[engines\]|\[attribute\]", done.printed)) == 3
 
 
 def test_a_failed_trial_does_not_stop_the_others(done: Done) -> None:
@@ -141,9 +141,9 @@ def test_the_best_configuration_is_a_transfers(done: Done) -> None:
 def test_finished_trials_are_not_run_again(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
     before = runs(done.work)
     again = ablate(load_sweep(done.file, [f"workdir={done.work}"]))
-    said = capsys.readouterr().out
-    assert "[sweep] 3 trials, 2 finished before" in said
-    assert "[trial 1/1] variant=broken" in said and "[extract]" not in said
+    printed = capsys.readouterr().out
+    assert "[sweep] 3 trials, 2 finished before" in printed
+    assert "[trial 1/1] variant=broken" in printed and "[extract]" not in printed
     assert [r.items for r in again.results] == [r.items for r in done.summary.results]
     after = runs(done.work)
     assert {name: run.info.run_id for name, run in before.items()} == {
@@ -254,14 +254,14 @@ def test_a_search_goes_on_from_the_scores_and_is_found_again(
     pytest.importorskip("optuna", reason="the extra `search` is not installed")
     file, work = tmp_path / "search.yaml", tmp_path / "work"
     file.write_text(SEARCH)
-    said = []
+    printed = []
     for _ in range(2):
         with redirect_stdout(StringIO()) as out:
             summary = ablate(load_sweep(file, [f"workdir={work}"]))
-        said.append(out.getvalue())
+        printed.append(out.getvalue())
     assert [result.state for result in summary.results] == ["finished"] * 6
     rounds = ["[sweep] 1 trials", "[sweep] 4 trials", "[sweep] 1 trials"]
-    assert re.findall(r"\[sweep\] \d trials", said[0]) == rounds
-    assert said[0].count("[engines]") == 1 and said[1].count("[engines]") == 0
-    assert re.findall(r"(\d) finished before", said[1]) == ["1", "4", "1"]
+    assert re.findall(r"\[sweep\] \d trials", printed[0]) == rounds
+    assert printed[0].count("[engines]") == 1 and printed[1].count("[engines]") == 0
+    assert re.findall(r"(\d) finished before", printed[1]) == ["1", "4", "1"]
     assert len(runs(work)) == 7

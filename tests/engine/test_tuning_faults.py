@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign.engine import tracking
+from semalign.engine.trial import DIED
 from semalign.engine.tuning import ablate
 from semalign.errors import UserError
 from semalign.report.sweep import Rows, settings_table
@@ -29,6 +30,8 @@ axes:
   loss.alpha: [0, 0.3]
 max_concurrent: 1
 """
+
+TRIAL = "ray::ImplicitFunc"  # the title of a trial's process
 
 
 @dataclass
@@ -75,16 +78,39 @@ def check_runs(uri: str) -> None:
     assert sorted(found) == [(name, "FINISHED") for name in names]
 
 
+def checkpoints(work: Path) -> list[Path]:
+    return list(work.glob("unfinished/training-*/checkpoint_*/state.pt"))
+
+
 def test_a_training_worker_and_an_engine_die(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """The worker in the first trial, the engine before the second: its second life serves it."""
+    """One of two workers in the first trial, the engine before the second: its second life serves
+    it.
+    """
+    sweep = undisturbed.sweep(tmp_path, "training.num_workers=2")
     with (
-        when(
-            lambda: any(tmp_path.glob("training/*/checkpoint_*/state.pt")),
-            lambda: kill("ray::RayTrainWorker"),
-        ),
+        when(lambda: checkpoints(tmp_path), lambda: kill("ray::RayTrainWorker")),
         when(lambda: finished(tmp_path), lambda: kill("ray::Engine")),
     ):
-        undisturbed.check(ablate(undisturbed.sweep(tmp_path)))
+        undisturbed.check(ablate(sweep))
+    check_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_trial_that_trains_in_its_own_process_dies(
+    undisturbed: Undisturbed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other one goes on; the same command again trains it from its last checkpoint."""
+    sweep = undisturbed.sweep(tmp_path)
+    with when(lambda: checkpoints(tmp_path), lambda: kill(TRIAL)):
+        summary = ablate(sweep)
+    assert [result.state for result in summary.results] == ["failed", "finished"]
+    assert summary.results[0].error == DIED
+    first = finished(tmp_path)
+    assert checkpoints(tmp_path)
+    capfd.readouterr()
+    undisturbed.check(ablate(sweep))
+    epochs = capfd.readouterr()
+    assert "epoch 3: " in epochs.err + epochs.out and "epoch 1: " not in epochs.err + epochs.out
+    assert len(first) == 1 and first.items() <= finished(tmp_path).items()
     check_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 

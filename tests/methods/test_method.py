@@ -209,7 +209,7 @@ def test_every_setting_is_used_or_unused_or_runtime() -> None:
         ("loss.objective=fischer", "loss.objective=fischer: did you mean 'fisher'?"),
         ("alignment.map=cosin", "alignment.map=cosin: did you mean 'cosine'?"),
         ("pairing.strategy=revers", "pairing.strategy=revers: did you mean 'reverse'?"),
-        ("data.task=mmlo", "task 'mmlo' is unknown; did you mean 'mmlu'?"),
+        ("data.task=mmlo", "data.task=mmlo: did you mean 'mmlu'?"),
         ("evaluation.tasks=[gsm8]", "task 'gsm8' is unknown; did you mean 'gsm8k'?"),
         ("evaluation.protocol=papr", "protocol 'papr' is unknown; did you mean 'paper'?"),
     ],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +213,39 @@ def test_checkpoints_are_whole_and_the_last_two_are_kept(
     made: list[int] = []
     manifest = make(update, workspace, tmp_path, lambda measured, _: made.append(measured.epoch))
     assert made == [] and manifest["epochs"] == 3  # all was trained, only to be published
+
+
+def test_a_checkpoint_of_ray_train_is_none_of_this_process(
+    update: Update, workspace: Workspace, tmp_path: Path
+) -> None:
+    """It lies in the same folder, is named by the time, and may be half there."""
+    expected = make(update, workspace, tmp_path / "alone")
+    scratch = Workspace(tmp_path / "both").scratch(update)
+    half = scratch / "checkpoint_2026-01-01_00-00-00.000000"
+    half.mkdir(parents=True)
+    (half / "state.pt").write_bytes(b"half")
+    assert latest_checkpoint(scratch) is None
+    found = make(update, workspace, tmp_path / "both")
+    assert found["epochs"] == 3 and found["sha256"] == expected["sha256"]
+
+
+def test_a_training_lets_go_of_the_models_that_were_held(
+    update: Update, workspace: Workspace, tmp_path: Path
+) -> None:
+    gone: list[bool] = []
+
+    def observe(*_: object) -> None:
+        gc.collect()
+        gone.append(held() is None)
+
+    host = Host(workspace, observe=observe)
+    held = weakref.ref(host.models(update.student)[0])
+    assert held() is not None
+    try:
+        update.make(tmp_path, host)
+    finally:
+        shutil.rmtree(workspace.scratch(update))
+    assert gone == [True] * 3
 
 
 def test_divergence_names_the_last_good_checkpoint(

@@ -37,6 +37,7 @@ from semalign.models.decoder import Decoder, find_decoder
 from semalign.models.loading import copy_companions, load_model
 
 STEPS: dict[str, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
+_OTHER_STEPS = 4  # of a task that the table does not have
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def planned_steps(settings: Laten, task: str, rows: int) -> int:
     Raises UserError for a `laten.steps` above the number of rows.
     """
     if settings.steps is None:
-        return min(STEPS[task], rows)
+        return min(STEPS.get(task, _OTHER_STEPS), rows)
     if settings.steps > rows:
         raise UserError(
             f"laten.steps={settings.steps}: expected at most {rows}, one for each row of "
