@@ -110,7 +110,7 @@ def most(tallies: Sequence[Tally]) -> tuple[int, list[Count]]:
     `MOST_OUTCOMES` outcomes; otherwise each by itself; then choices that depend on each other by
     themselves, whose sum is no more than there is.
     """
-    total, counts = 0, {}
+    total, counts = 0, dict[int, Count]()
     for group in _connected(tallies, lambda tally: _questions(tally.undecided())):
         worlds = _worlds([choice for tally in group for choice in tally.undecided()])
         if worlds is not None:
@@ -191,10 +191,9 @@ def _answered(
                     yield from _answered(roots, known, leaves, following)
                 del known[node.asked]
                 return
-            following = node.answers.get(known[node.asked])
-            if following is None:  # an answer that stands for others in another choice
+            if known[node.asked] not in node.answers:  # it stands for others in another choice
                 return
-            node = following
+            node = node.answers[known[node.asked]]
         leaves, node = (*leaves, node), None
     yield leaves
 

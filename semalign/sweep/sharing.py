@@ -24,8 +24,9 @@ class Group:
     """Trials by id, the choice of their pairs and, for each leaf of it, the artifacts that are made
     before the result, and the part of the result's identity that the pairs decide.
 
-    `before`: the stages before the result, at most. `dearest`: pairs whose result costs most, in one
-    figure or another. `artifacts` and `costs`: a result of each trial, and what it costs at most.
+    `before`: the stages before the result, at most. `dearest`: pairs whose result costs most, in
+    one figure or another. `artifacts` and `costs`: a result of each trial, and what it costs at
+    most.
     """
 
     choice: Choice
@@ -161,7 +162,7 @@ def _tally(results: Sequence[Result]) -> Tally:
 def _group(choice: Choice, transfer: Transfer, varying: Sequence[str]) -> Group:
     recipes = [_recipe(transfer, pairs) for pairs in choice.leaves]
     costs = [recipe.result.cost() for recipe in recipes]
-    figures = [
+    figures: list[list[float]] = [
         [cost.operations for cost in costs],
         [cost.disk for cost in costs],
         [cost.memory for cost in costs],

@@ -292,8 +292,7 @@ def test_13b_to_7b_is_planned_without_the_models(
     costs = [[a.cost().memory for a in recipe.artifacts] for recipe in transfer.possible()]
     largest = max(max(memory) for memory in costs)
     assert low < largest < high
-    result = next(transfer.possible()).result
-    assert result.trained_parameters == trained
+    assert next(transfer.possible()).result.trained_parameters == trained
 
 
 def test_latens_dense_deltas_are_avoided() -> None:

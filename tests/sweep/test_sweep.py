@@ -318,7 +318,7 @@ def test_bad_overrides(load: Load) -> None:
         ("axes: {loss.alpha: [1, -1]}", "trial loss.alpha=-1: loss.alpha=-1: Input should be"),
         (
             "axes: {loss.alpha: [0, 1], loss.beta: [0]}",
-            "trial loss.alpha=0, loss.beta=0: loss: alpha, beta and gamma are all 0: there is nothi",
+            "trial loss.alpha=0, loss.beta=0: loss: alpha, beta and gamma are all 0: ther",
         ),
         ("axes: {loss.alpha: [2020-01-01]}", 'trial loss.alpha="2020-01-01": loss.alpha=datetime'),
         (
