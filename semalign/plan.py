@@ -9,6 +9,7 @@ from semalign.artifacts.artifact import Artifact, Cost, Workspace
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair
 from semalign.data.root import data_root
+from semalign.files import bytes_text
 from semalign.methods.method import Recipe, Transfer
 from semalign.models.shapes import BYTES
 from semalign.stages.judged import Records, evaluated_items, evaluation_cost
@@ -200,12 +201,3 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     body.append(["total", f"{total:.2e}", "", bytes_text(plan.disk), "", "", ""])
     head = ["stage", "operations", "share", "disk", "memory / actor", "actors", "GPUs / actor"]
     return head, body
-
-
-def bytes_text(count: float) -> str:
-    """A number of bytes for people: `1.5 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

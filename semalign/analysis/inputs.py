@@ -8,7 +8,7 @@ from typing import Any
 from semalign.analysis.figure import FIGURES, AnalysisFigure, FigureInputs
 from semalign.config.jobs import AnalysisJob
 from semalign.data.root import data_root
-from semalign.data.tokens import tokenise, translate
+from semalign.data.tokens import tokenise, translate_tokens
 from semalign.errors import UserError
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
@@ -42,7 +42,7 @@ def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
     overlap = None
     if len(paths) == 2:
         overlap = _overlap(job, models, tokenizers)
-        teacher_tokens = translate(tokens, overlap.student_to_teacher)
+        teacher_tokens = translate_tokens(tokens, overlap.student_to_teacher)
     if job.adapter is not None:
         check_adapter(job.adapter, job.student, trust_remote_code=trust)
     return FigureInputs(

@@ -48,9 +48,9 @@ def transfer_command(
 
         show_plan(config)
     else:
-        from semalign.engine.transfer import transfer
+        from semalign.engine.transfer import run_transfer
 
-        transfer(config, local=local)
+        run_transfer(config, local=local)
 
 
 @app.command("ablate", cls=SweepCommand)

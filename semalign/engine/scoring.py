@@ -13,7 +13,7 @@ from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.data.root import data_root
 from semalign.engine import recording
-from semalign.engine.evaluation import Scored, check, evaluate, wanted_records
+from semalign.engine.evaluation import Scored, check, score_all, wanted_records
 from semalign.engine.tracking import recorded
 from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer
@@ -33,7 +33,7 @@ def score_candidates(
     local: bool = False,
 ) -> Scored:
     """Score any models and adapters by a transfer's evaluation settings (see `evaluate`)."""
-    return evaluate(
+    return score_all(
         candidates,
         config.evaluation,
         root=data_root(config.evaluation.root or config.data.root),
@@ -111,7 +111,7 @@ def score_job(
     `local`.
     """
     root = data_root(str(job.root))
-    return evaluate(candidates, job, root=root, workspace=Workspace(work), local=local)
+    return score_all(candidates, job, root=root, workspace=Workspace(work), local=local)
 
 
 def show_evaluation_plan(job: EvaluationJob) -> None:

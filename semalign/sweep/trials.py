@@ -92,14 +92,14 @@ def _check_base(sweep: Sweep, found: Sequence[Trial]) -> None:
         value = lookup(given, key)
         if value != lookup(without.model_dump(mode="json"), key):
             raise UserError(
-                f"sweep {sweep.name}: base: {key}={show(value)}: has no effect in any trial, here "
-                f"with {unused_settings(without)[key]}; leave it out"
+                f"sweep {sweep.name}: base: {key}={value_text(value)}: has no effect in any trial, "
+                f"here with {unused_settings(without)[key]}; leave it out"
             )
 
 
 def _check_control(sweep: Sweep, found: Iterable[Trial]) -> None:
     assert sweep.compare is not None
-    names = {show(trial.axes[sweep.compare.axis]) for trial in found}
+    names = {value_text(trial.axes[sweep.compare.axis]) for trial in found}
     if sweep.compare.control not in names:
         hint = nearest(sweep.compare.control, names)
         raise UserError(
@@ -285,10 +285,10 @@ def _own_task(config: Config) -> Config:
 
 
 def _label(axes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={show(value)}" for name, value in axes.items()) or "base"
+    return ", ".join(f"{name}={value_text(value)}" for name, value in axes.items()) or "base"
 
 
-def show(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value of an axis for people: `0.1`, `dual`, `[[6,4]]`."""
     if isinstance(value, float):
         return f"{value:g}"
