@@ -20,12 +20,8 @@ from pydantic import BaseModel
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config
-from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import STRATEGIES, all_pairs
 from semalign.errors import UserError, nearest
-from semalign.methods import METHODS
-from semalign.stages.mapping import MAPS
-from semalign.tasks import TASKS
 
 RANGE_KINDS = ("uniform", "loguniform", "randint")
 # A sweep compares trials under one evaluation, and has an axis of its own for the seed.
@@ -41,14 +37,6 @@ FIXED = {
 
 
 _RUNTIME = "it decides where a run goes and not what comes out; set it in base"
-# Settings whose values are names that are registered.
-REGISTERED_NAMES: dict[str, Mapping[str, Any]] = {
-    "method": METHODS,
-    "data.task": TASKS,
-    "pairing.strategy": STRATEGIES,
-    "loss.objective": OBJECTIVES,
-    "alignment.map": MAPS,
-}
 
 
 @dataclass(frozen=True)
@@ -167,10 +155,25 @@ def check_setting(key: str, where: str) -> None:
 
 def check_names(settings: Mapping[str, Any], where: str) -> None:
     """Raise UserError for an unknown name of a method, task, strategy, objective or map."""
-    for key in settings.keys() & REGISTERED_NAMES.keys():
-        if settings[key] not in REGISTERED_NAMES[key]:
-            hint = nearest(str(settings[key]), REGISTERED_NAMES[key])
-            raise UserError(f"{where}: {key}={settings[key]}: {hint}")
+    for key, names in _registered().items() if settings else ():
+        if key in settings and settings[key] not in names:
+            raise UserError(f"{where}: {key}={settings[key]}: {nearest(str(settings[key]), names)}")
+
+
+def _registered() -> dict[str, Mapping[str, Any]]:
+    """The registries of the settings whose values are names."""
+    from semalign.core.losses import OBJECTIVES  # imports torch, which takes seconds
+    from semalign.methods import METHODS
+    from semalign.stages.mapping import MAPS
+    from semalign.tasks import TASKS
+
+    return {
+        "method": METHODS,
+        "data.task": TASKS,
+        "pairing.strategy": STRATEGIES,
+        "loss.objective": OBJECTIVES,
+        "alignment.map": MAPS,
+    }
 
 
 @functools.cache

@@ -115,7 +115,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return run
 
     modules = {
-        "transfer": ["transfer"],
+        "transfer": ["run_transfer"],
         "tuning": ["ablate"],
         "scoring": ["run_evaluation", "show_evaluation_plan"],
         "analysis": ["run_analysis", "show_analysis_plan"],
@@ -134,7 +134,7 @@ def test_each_job_runs_or_plans(call: Any, engine: list[Any], tmp_path: Path) ->
     name, config, _ = engine.pop()
     assert (name, config.loss.alpha, config.loss.beta, config.seed) == ("show_plan", 0.3, 0.5, 5)
     for words, expected in (
-        (["transfer"], "transfer"),
+        (["transfer"], "run_transfer"),
         (["evaluate", "tasks=[mmlu]"], "run_evaluation"),
         (["evaluate", "--plan"], "show_evaluation_plan"),
         (["analyze", "figure=similarity"], "run_analysis"),
@@ -168,7 +168,7 @@ def test_exit_statuses(call: Any, engine: list[Any]) -> None:
 
 
 def test_quiet_and_verbose(call: Any, engine: list[Any]) -> None:
-    assert call("transfer").stdout == "running transfer\n"
+    assert call("transfer").stdout == "running run_transfer\n"
     done = call("-q", "transfer", "seed=1")
     assert (done.stdout, done.stderr) == ("", "error: the loss is NaN at step 3\n")
     done = call("-v", "transfer", "seed=1")
