@@ -170,9 +170,10 @@ def test_a_killed_job_goes_on_with_the_missing_items(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     parts: list[Path] = []
-    while len(parts) < 2 and time.monotonic() < deadline:
+    while len(parts) < 2:
+        assert time.monotonic() < deadline and killed.poll() is None
         parts = list((tmp_path / "killed").glob("records/gsm8k-dev-*/records.parts/[0-9]*.parquet"))
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
