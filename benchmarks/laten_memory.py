@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
         laten=config.laten,
         seed=0,
     )
-    made = laten.transfer(
+    made = laten.translate_neurons(
         teacher,
         student,
         train=planned.train.tokens,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from semalign.core.statistics import Score
     from semalign.stages.mapping import Transport
 
-Settings = Any  # values of settings, by dotted names or as nested mappings
+_Values = Any  # of settings, by dotted names or as nested mappings
 
 
 def semantic_bases(model: str, *, trust_remote_code: bool = False) -> Tensor:
@@ -100,7 +100,7 @@ def attribute(
 
     examples = load_split(data_root(root), task, split)[:limit]
     tokens = tokenise(examples, load_tokenizer(model), max_length=1024)
-    return attribution.attribute(
+    return attribution.attribution_scores(
         load_model(model, dtype=dtype),
         tokens,
         granularity=granularity,
@@ -189,7 +189,7 @@ def transfer(
     *,
     task: str = "mmlu",
     local: bool = False,
-    **settings: Settings,
+    **settings: _Values,
 ) -> TransferResult:
     """Transfer from the teacher to the student on one task, score it, and record it in MLflow.
 
@@ -204,7 +204,7 @@ def transfer(
 
     tree = expand({"data.task": task, **settings})
     config = validate({**tree, "student": student, "teacher": teacher})
-    outcome = engine.transfer(config, local=local)
+    outcome = engine.run_transfer(config, local=local)
     return TransferResult(outcome.folder, outcome.run_id, outcome.scored.scores, outcome.config)
 
 
@@ -214,7 +214,7 @@ def evaluate(
     adapter: str | Iterable[str] | None = None,
     tasks: Iterable[str] = ("mmlu",),
     local: bool = False,
-    **settings: Settings,
+    **settings: _Values,
 ) -> pd.DataFrame:
     """Scores of a model, or of adapters of it, as percentages.
 

@@ -128,6 +128,15 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes for people: `1.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def _partial(target: Path) -> Path:
     """A name that no other writer has, on whichever machine."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}")

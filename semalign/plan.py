@@ -9,6 +9,7 @@ from semalign.artifacts.artifact import Artifact, Cost, Workspace
 from semalign.config.jobs import Config
 from semalign.core.pairing import Pair
 from semalign.data.root import data_root
+from semalign.files import bytes_text
 from semalign.methods.method import Recipe, Transfer
 from semalign.models.shapes import BYTES
 from semalign.stages.judged import Records, evaluated_items, evaluation_cost
@@ -73,21 +74,20 @@ def recipe_steps(
     What is in the work folder costs nothing. Of several recipes a store that is made part by part
     counts as missing: which parts are needed is not known.
     """
-    found: dict[str, bool] = {}
+    known: dict[str, bool] = {}
 
     def cached(artifact: Artifact) -> bool:
         if workspace is None or (artifact.in_place and len(recipes) > 1):
             return False
-        if artifact.key not in found:
-            found[artifact.key] = workspace.has(artifact)
-        return found[artifact.key]
+        if artifact.key not in known:
+            known[artifact.key] = workspace.has(artifact)
+        return known[artifact.key]
 
-    dearest: dict[str, Step] = {}
+    found: dict[str, list[Step]] = {}
     for recipe in recipes:
         for step in merged(artifact_step(config, a, cached=cached(a)) for a in recipe.artifacts):
-            held = dearest.get(step.stage)
-            dearest[step.stage] = step if held is None else larger(held, step)
-    return tuple(dearest.values())
+            found.setdefault(step.stage, []).append(step)
+    return tuple(map(_dearest, found.values()))
 
 
 def artifact_step(config: Config, artifact: Artifact, *, cached: bool = False) -> Step:
@@ -145,29 +145,31 @@ def result_bytes(transfer: Transfer) -> int:
 
 def merged(steps: Iterable[Step]) -> tuple[Step, ...]:
     """Steps of the same stage as one: operations and files add up, the largest actor counts."""
-    found: dict[str, Step] = {}
+    found: dict[str, list[Step]] = {}
     for step in steps:
-        held = found.get(step.stage)
-        if held is None:
-            found[step.stage] = step
-            continue
-        a, b = held.cost, step.cost
-        total = replace(larger(held, step), cached=held.cached and step.cached)
-        found[step.stage] = replace(
-            total,
-            cost=replace(total.cost, operations=a.operations + b.operations, disk=a.disk + b.disk),
-        )
-    return tuple(found.values())
+        found.setdefault(step.stage, []).append(step)
+    return tuple(map(_joined, found.values()))
 
 
-def larger(first: Step, second: Step) -> Step:
-    """The larger of each figure of two steps of the same stage."""
+def _joined(steps: Sequence[Step]) -> Step:
+    cost = Cost(
+        operations=sum(step.cost.operations for step in steps),
+        disk=sum(step.cost.disk for step in steps),
+        memory=max(step.cost.memory for step in steps),
+    )
+    return replace(_largest(steps), cost=cost)
+
+
+def _dearest(steps: Sequence[Step]) -> Step:
+    return replace(_largest(steps), cost=dearest_cost(step.cost for step in steps))
+
+
+def _largest(steps: Sequence[Step]) -> Step:
     return replace(
-        first,
-        cost=dearest_cost([first.cost, second.cost]),
-        actors=max(first.actors, second.actors),
-        gpus=max(first.gpus, second.gpus),
-        cached=first.cached and second.cached,
+        steps[0],
+        actors=max(step.actors for step in steps),
+        gpus=max(step.gpus for step in steps),
+        cached=all(step.cached for step in steps),
     )
 
 
@@ -199,12 +201,3 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     body.append(["total", f"{total:.2e}", "", bytes_text(plan.disk), "", "", ""])
     head = ["stage", "operations", "share", "disk", "memory / actor", "actors", "GPUs / actor"]
     return head, body
-
-
-def bytes_text(count: float) -> str:
-    """A number of bytes for people: `1.5 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -30,7 +30,7 @@ from semalign.core.attribution import AGGREGATIONS, critical_layers
 from semalign.core.pairing import paper_number
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import INTERFACES
-from semalign.stages.attribution import attribute
+from semalign.stages.attribution import attribution_scores
 
 _GRANULARITIES = {"block": (BLUE, "o"), "attn": (ORANGE, "s"), "mlp": (GREEN, "^")}
 _TITLES = {"abs_sum": "abs_sum: magnitudes added up", "sum": "sum: signed values added up"}
@@ -98,7 +98,7 @@ def attribution_curves(
     for granularity in INTERFACES:
         for aggregation in AGGREGATIONS:
             how = {"granularity": granularity, "aggregation": aggregation}
-            scores = attribute(model, tokens, batch_size=batch_size, **how)
+            scores = attribution_scores(model, tokens, batch_size=batch_size, **how)
             critical = paper_number(critical_layers(scores, 1)[0])
             curves.append({**how, "scores": scores, "share": shares(scores), "critical": critical})
     return {"curves": curves}

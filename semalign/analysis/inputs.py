@@ -8,13 +8,14 @@ from typing import Any
 from semalign.analysis.figure import FIGURES, AnalysisFigure, FigureInputs
 from semalign.config.jobs import AnalysisJob
 from semalign.data.root import data_root
-from semalign.data.tokens import tokenise, translate
+from semalign.data.tokens import tokenise, translate_tokens
 from semalign.errors import UserError
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import check_adapter
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.plugins import load_plugins
 from semalign.tasks import load_split
 
 
@@ -24,6 +25,7 @@ def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
     Raises UserError for a setting that the figure does not use, missing models, data or
     adapters, and models whose vocabularies are too different (`alignment.min_overlap`).
     """
+    load_plugins(job.plugins)
     figure = FIGURES.find(job.figure, "figure")
     _refuse_unused(job, figure)
     trust = job.trust_remote_code
@@ -40,7 +42,7 @@ def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
     overlap = None
     if len(paths) == 2:
         overlap = _overlap(job, models, tokenizers)
-        teacher_tokens = translate(tokens, overlap.student_to_teacher)
+        teacher_tokens = translate_tokens(tokens, overlap.student_to_teacher)
     if job.adapter is not None:
         check_adapter(job.adapter, job.student, trust_remote_code=trust)
     return FigureInputs(

@@ -44,7 +44,8 @@ class ActivationStore:
     """Open or begin a store at `path` for activations of that `identity`.
 
     `examples` is their number; `positions` which of their positions are stored, in `dtype`. Shards
-    of a new store hold `shard_examples` examples each; one that is there keeps its own size.
+    of a new store hold `shard_examples` examples each; one that is there keeps its own size. `key`
+    and `name` are for the manifest.
 
     Raises UserError when the folder holds something else, saying which fields differ.
     """
@@ -58,7 +59,10 @@ class ActivationStore:
         positions: str,
         dtype: str,
         shard_examples: int,
+        key: str = "",
+        name: str = "",
     ) -> None:
+        self.key, self.name = key, name
         self.path, self.examples, self.positions, self.dtype = path, examples, positions, dtype
         self.identity = {**identity, "examples": examples, "positions": positions, "dtype": dtype}
         self._open: dict[Path, torch.Tensor] = {}
@@ -132,8 +136,8 @@ class ActivationStore:
             manifest = {
                 "layer_numbers": "from 0",
                 "kind": "activations",
-                "key": self.path.name.rpartition("-")[2],
-                "name": self.path.name.rpartition("-")[0],
+                "key": self.key,
+                "name": self.name,
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "identity": self.identity,
                 "columns": self.columns,

@@ -130,15 +130,6 @@ def find_entry(work: Path, text: str, kinds: Sequence[str] = FOLDER_KINDS) -> En
     raise UserError(f"{text}: not in {work}; {hint}")
 
 
-def bytes_text(count: float) -> str:
-    """`20.1 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def age_text(seconds: float) -> str:
     """`3 h`, in the largest unit of which there is one."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):

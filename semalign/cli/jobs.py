@@ -29,8 +29,15 @@ PlanOption = Annotated[
 ]
 
 
+LocalOption = Annotated[
+    bool, typer.Option("--local", help="Run in this process and an engine's, without Ray.")
+]
+
+
 @app.command("transfer", cls=JobCommand)
-def transfer_command(words: Words = None, plan: PlanOption = False) -> None:
+def transfer_command(
+    words: Words = None, plan: PlanOption = False, local: LocalOption = False
+) -> None:
     """Transfer from a teacher to a student, and score the result.
 
     semalign transfer data.task=mmlu pairing.strategy=interpolated loss.alpha=0.3
@@ -41,9 +48,9 @@ def transfer_command(words: Words = None, plan: PlanOption = False) -> None:
 
         show_plan(config)
     else:
-        from semalign.engine.transfer import transfer
+        from semalign.engine.transfer import run_transfer
 
-        transfer(config)
+        run_transfer(config, local=local)
 
 
 @app.command("ablate", cls=SweepCommand)
@@ -75,7 +82,9 @@ def ablate_command(
 
 
 @app.command("evaluate", cls=JobCommand)
-def evaluate_command(words: Words = None, plan: PlanOption = False) -> None:
+def evaluate_command(
+    words: Words = None, plan: PlanOption = False, local: LocalOption = False
+) -> None:
     """Score a model, or adapters of it.
 
     semalign evaluate model=zoo/student tasks=[humaneval,mbpp] protocol=paper
@@ -88,11 +97,13 @@ def evaluate_command(words: Words = None, plan: PlanOption = False) -> None:
     else:
         from semalign.engine.scoring import run_evaluation
 
-        run_evaluation(job)
+        run_evaluation(job, local=local)
 
 
 @app.command("analyze", cls=JobCommand)
-def analyze_command(words: Words = None, plan: PlanOption = False) -> None:
+def analyze_command(
+    words: Words = None, plan: PlanOption = False, local: LocalOption = False
+) -> None:
     """Make one figure of the paper's analysis.
 
     semalign analyze figure=similarity teacher=zoo/teacher student=zoo/student
@@ -105,7 +116,7 @@ def analyze_command(words: Words = None, plan: PlanOption = False) -> None:
     else:
         from semalign.engine.analysis import run_analysis
 
-        run_analysis(job)
+        run_analysis(job, local=local)
 
 
 def read_sweep(words: Sequence[str]) -> Sweep:

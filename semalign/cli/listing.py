@@ -45,13 +45,19 @@ def ls_command(
         list[Listed] | None,
         typer.Argument(help="What to list; by default everything.", show_default=False),
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(help="A module or Python file to import first.", show_default=False),
+    ] = None,
 ) -> None:
     """List what there is to choose from: methods, tasks and so on.
 
     Kinds: methods, strategies, objectives, maps, protocols, tasks, figures, models, sweeps.
     """
     from semalign.cli.tables import print_table
+    from semalign.plugins import load_plugins
 
+    load_plugins(plugin or ())
     for kind in kinds or Listed:
         if kind in REGISTRIES:
             module, name, setting = REGISTRIES[kind]

@@ -84,7 +84,7 @@ class JobCommand(TyperCommand):
         formatter.write("\n" + "\n".join(self.settings(formatter.width)))
 
     def settings(self, width: int) -> Iterator[str]:
-        yield "Settings, as key=value or in a YAML file (~: of where and how fast it runs only):"
+        yield "Settings, as key=value or in a YAML file (~: whether, where, how fast it runs):"
         yield from setting_lines(schema_of(str(self.name)), width)
 
 

@@ -47,7 +47,7 @@ def _version(*distributions: str) -> str:
 def _machine() -> list[list[str]]:
     import torch
 
-    from semalign.cli.folder import bytes_text
+    from semalign.files import bytes_text
     from semalign.sandbox.run import probe_tier
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -30,10 +30,10 @@ def runs_command(workdir: Workdir = Path("work")) -> None:
         RUN_KINDS,
         UNFINISHED,
         age_text,
-        bytes_text,
         entries,
     )
     from semalign.cli.tables import print_table
+    from semalign.files import bytes_text
 
     runs = sorted(entries(workdir, RUN_KINDS), key=lambda entry: entry.made, reverse=True)
     rows = [[e.name, e.kind, *_summary(e), age_text(e.age), bytes_text(e.size)] for e in runs]
@@ -122,8 +122,9 @@ def clean_command(
     make again what they need. MLflow's runs are left.
     """
     from semalign.cli.cleaning import chosen, delete
-    from semalign.cli.folder import age_text, bytes_text
+    from semalign.cli.folder import age_text
     from semalign.cli.tables import print_table
+    from semalign.files import bytes_text
 
     found = chosen(workdir, older_than=older_than, kinds=kind or (), runs=run or ())
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import types
@@ -29,8 +30,8 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting by its dotted name. `type` is for people; `runtime`: it decides where and how fast
-    a run goes, and nothing of what comes out.
+    """A setting by its dotted name. `type` is for people; `runtime`: it decides whether, where and
+    how fast a run goes, and nothing of what comes out.
     """
 
     name: str
@@ -54,7 +55,12 @@ def leaf_settings(schema: type[BaseModel]) -> dict[str, Setting]:
     A section that may be null, such as `evaluation.sampling`, is a setting too, of default None;
     its parts follow, with the defaults that they have where the section is given.
     """
-    return {setting.name: setting for setting in _leaves(schema, "", runtime=False)}
+    return {setting.name: setting for setting in _settings(schema)}
+
+
+@functools.cache
+def _settings(schema: type[BaseModel]) -> tuple[Setting, ...]:
+    return tuple(_leaves(schema, "", runtime=False))
 
 
 def _leaves(schema: type[BaseModel], prefix: str, *, runtime: bool) -> Iterator[Setting]:
@@ -91,9 +97,10 @@ def inner_section(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+@functools.cache
 def runtime_settings(schema: type[BaseModel]) -> frozenset[str]:
-    """Dotted names of the settings that decide where and how fast a run goes, and nothing of what
-    comes out.
+    """Dotted names of the settings that decide whether, where and how fast a run goes, and nothing
+    of what comes out.
     """
     return frozenset(name for name, s in leaf_settings(schema).items() if s.runtime)
 

@@ -24,8 +24,8 @@ on the command line (`loss.alpha=0.3`). Later files win over earlier ones, the c
 files, and any of them over the environment and the defaults. The environment variables are
 {" and ".join(ENVIRONMENT.values())}. `semalign config` shows where each value came from.
 
-Settings marked *runtime* decide where and how fast a run goes, and nothing of what comes out: with
-other values of these, a run that is repeated in its work folder finds everything done.
+Settings marked *runtime* decide whether, where and how fast a run goes, and nothing of what comes
+out: with other values of these, a run that is repeated in its work folder finds everything done.
 """
 _JOBS: dict[str, tuple[type[BaseModel], str]] = {
     "Transfer": (Config, "`semalign transfer`, and `base` and `axes` of `semalign ablate`."),

@@ -28,8 +28,8 @@ Layer = Annotated[int, Field(ge=1)]
 
 
 class Runtime:
-    """Marks a setting, or a section of them, that decides where and how fast a run goes, and
-    nothing of what comes out. It has no part in any identity.
+    """Marks a setting, or a section of them, that decides whether, where and how fast a run goes,
+    and nothing of what comes out. It has no part in any identity.
     """
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Any:
@@ -86,7 +86,7 @@ class Data(Settings):
     label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the labelled rows that are given another row's answer, the same rows for every
     seed."""
-    shared_with: tuple[str, ...] = ()
+    shared_with: Annotated[tuple[str, ...], RUNTIME] = ()
     """Reported splits that may share rows with those that are trained on; others are refused."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest example in tokens; a longer one loses its end."""
@@ -153,7 +153,7 @@ class Alignment(Settings):
     logits), or a registered one."""
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the strongest coefficients of a token; null: all of them."""
-    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
+    min_overlap: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.9
     """Least share of the student's vocabulary that the teacher must have too."""
 
 

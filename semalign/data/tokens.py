@@ -75,7 +75,7 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
-def translate(tokens: Sequence[Tokens], student_to_teacher: torch.Tensor) -> list[Tokens]:
+def translate_tokens(tokens: Sequence[Tokens], student_to_teacher: torch.Tensor) -> list[Tokens]:
     """The same sequences in the teacher's ids, token string by token string, so that position t
     means the same to both models.
 

@@ -20,7 +20,7 @@ from semalign.stages.scoring import check_chat_template, chosen_protocol
 from semalign.tasks import find_task, load_split
 from semalign.tasks.protocols import Protocol
 
-Key = tuple[str, str, str]  # candidate, task, split
+ScoreKey = tuple[str, str, str]  # candidate, task, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,14 @@ class Scored:
     """Per (candidate, task, split): the records, their Parquet file and the score."""
 
     protocol: Protocol
-    records: dict[Key, list[Record]]
-    files: dict[Key, Path]
-    scores: dict[Key, Score]
+    records: dict[ScoreKey, list[Record]]
+    files: dict[ScoreKey, Path]
+    scores: dict[ScoreKey, Score]
     generated: int  # items answered now; the others' records were cached
     seconds: float
 
 
-def evaluate(
+def score_all(
     candidates: Sequence[Candidate],
     settings: Settings,
     *,
@@ -88,7 +88,7 @@ def evaluate(
 
 def wanted_records(
     candidates: Sequence[Candidate], settings: Settings, root: Path
-) -> dict[Key, Records]:
+) -> dict[ScoreKey, Records]:
     """The records of every candidate, task and split, made or not."""
     protocol = chosen_protocol(settings)
     data = {

@@ -17,8 +17,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from semalign.config.sections import Evaluation
-from semalign.engine.vllm_engine import ENVIRONMENT, Engine, lora_room
-from semalign.models.loading import resolve
+from semalign.engine.vllm_engine import ENGINE_ENVIRONMENT, Engine, lora_room
+from semalign.models.loading import model_folder
 from semalign.models.peft_folder import adapter_rank
 from semalign.models.reference import Model
 from semalign.stages.judged import Unit, adapters_of, batches, by_model, judge_batch
@@ -28,14 +28,14 @@ class LocalEngine:
     """A context that starts an engine and ends it; `generate` as `Engine.generate`."""
 
     def __init__(self, model: Model, settings: Evaluation, ranks: Sequence[int]) -> None:
-        self._arguments = str(resolve(model.path)), model, settings, lora_room(ranks)
+        self._arguments = str(model_folder(model.path)), model, settings, lora_room(ranks)
 
     def __enter__(self) -> LocalEngine:
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **ENGINE_ENVIRONMENT, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
         )
         theirs.close()

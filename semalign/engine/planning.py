@@ -13,9 +13,10 @@ from semalign.artifacts.artifact import Workspace
 from semalign.config.jobs import Config
 from semalign.engine.cluster import check_resources, check_sweep, cluster_resources, connect
 from semalign.errors import UserError
+from semalign.files import bytes_text
 from semalign.methods import Transfer
 from semalign.models.published import STAND_IN
-from semalign.plan import Plan, Step, bytes_text, plan_rows, plan_transfer
+from semalign.plan import Plan, Step, plan_rows, plan_transfer
 from semalign.report.table import new_console, terminal
 from semalign.sweep.file import Sweep
 from semalign.sweep.plan import method_rows, plan_sweep, sweep_rows

@@ -27,7 +27,7 @@ from semalign.stages.update import HISTORY
 from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"
-NAMES = ("student", "teacher", TRANSFERRED)
+CANDIDATES = ("student", "teacher", TRANSFERRED)
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _table(config: Config, scored: Scored, split: str) -> tuple[list[str], list[
     tasks = config.evaluation.tasks
     return (
         table.header(scored.scores, tasks, split, config.data.task),
-        table.score_rows(scored.scores, NAMES, tasks, split, "teacher"),
+        table.score_rows(scored.scores, CANDIDATES, tasks, split, "teacher"),
     )
 
 

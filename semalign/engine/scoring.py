@@ -13,11 +13,12 @@ from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
 from semalign.data.root import data_root
 from semalign.engine import recording
-from semalign.engine.evaluation import Scored, check, evaluate, wanted_records
+from semalign.engine.evaluation import Scored, check, score_all, wanted_records
 from semalign.engine.tracking import recorded
 from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
+from semalign.plugins import load_plugins
 from semalign.stages.judged import Candidate, Served
 from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import load_split
@@ -32,7 +33,7 @@ def score_candidates(
     local: bool = False,
 ) -> Scored:
     """Score any models and adapters by a transfer's evaluation settings (see `evaluate`)."""
-    return evaluate(
+    return score_all(
         candidates,
         config.evaluation,
         root=data_root(config.evaluation.root or config.data.root),
@@ -110,7 +111,7 @@ def score_job(
     `local`.
     """
     root = data_root(str(job.root))
-    return evaluate(candidates, job, root=root, workspace=Workspace(work), local=local)
+    return score_all(candidates, job, root=root, workspace=Workspace(work), local=local)
 
 
 def show_evaluation_plan(job: EvaluationJob) -> None:
@@ -131,6 +132,7 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
 
 def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
+    load_plugins(job.plugins)
     candidates = _candidates(job, planned=True)
     check(candidates, job)
     wanted_records(candidates, job, data_root(str(job.root)))

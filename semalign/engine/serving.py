@@ -10,8 +10,8 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from semalign.config.sections import Evaluation
-from semalign.engine.vllm_engine import ENVIRONMENT, Engine, lora_room
-from semalign.models.loading import resolve
+from semalign.engine.vllm_engine import ENGINE_ENVIRONMENT, Engine, lora_room
+from semalign.models.loading import model_folder
 from semalign.models.reference import Model
 
 # Not in the placement group of the process that starts it, which may be a Ray Tune trial's.
@@ -32,7 +32,7 @@ def start_engines(
     A dead engine is restarted up to `max_restarts` times and the calls it held are made again.
     Without `holds_cpus` they use their CPUs without keeping others from them.
     """
-    room, folder = lora_room(ranks), str(resolve(model.path))
+    room, folder = lora_room(ranks), str(model_folder(model.path))
     print(
         f"[engines] {number} for {model.path}, {model.dtype}, LoRA rank up to {room or 0}",
         flush=True,
@@ -45,7 +45,7 @@ def start_engines(
         scheduling_strategy=ANYWHERE if holds_cpus else "SPREAD",
         max_restarts=settings.max_restarts,
         max_task_retries=settings.max_restarts,
-        runtime_env={"env_vars": {**ENVIRONMENT, "OMP_NUM_THREADS": threads}},
+        runtime_env={"env_vars": {**ENGINE_ENVIRONMENT, "OMP_NUM_THREADS": threads}},
     )
     return [actor.remote(folder, model, settings, room) for _ in range(number)]
 

@@ -14,20 +14,19 @@ from semalign.files import write_text
 from semalign.report import comparison, table
 from semalign.report import sweep as report
 from semalign.sweep.summary import Summary
-from semalign.sweep.trials import Trial
-from semalign.sweep.trials import show as said
+from semalign.sweep.trials import Trial, value_text
 
 
 def finish_trial(run: Run, trial: Trial, folder: Path, scored: Scored, timer: Timer) -> None:
     """Scores, times, the adapter and the point of the sweep; then the trial's run is finished."""
-    run.tags({f"axis.{name}": said(value) for name, value in trial.axes.items()})
+    run.tags({f"axis.{name}": value_text(value) for name, value in trial.axes.items()})
     recording.record_result(run, trial.config, folder)
     recording.record_scores(run, scored)
     run.metrics({f"seconds/{name}": [value] for name, value in timer.seconds.items()})
     run.end("FINISHED")
 
 
-def finish(run: Run, summary: Summary, folder: Path) -> None:
+def finish_sweep(run: Run, summary: Summary, folder: Path) -> None:
     """Report, figures and the best configuration, as files and in the sweep's run."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     compared = summary.sweep.compare is not None
@@ -58,7 +57,7 @@ def finish(run: Run, summary: Summary, folder: Path) -> None:
     run.end("FINISHED")
 
 
-def show(summary: Summary, folder: Path, config: Config, run: Run) -> None:
+def show_sweep(summary: Summary, folder: Path, config: Config, run: Run) -> None:
     """The tables on the terminal, and where the rest is."""
     console = table.new_console()
     for title, rows in _tables(summary).items():

@@ -25,7 +25,7 @@ KEY_TAG = "semalign.key"
 PARENT_TAG = "mlflow.parentRunId"  # how MLflow itself nests runs
 PATIENCE = 120.0  # seconds that a server may be away: long enough to start it again
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def check_uri(uri: str) -> None:
@@ -42,7 +42,7 @@ def check_uri(uri: str) -> None:
         )
 
 
-def _patient(method: Method) -> Method:
+def _patient(method: _Method) -> _Method:
     """A method of Tracker that waits for a server that is away, and is then made again whole.
 
     After `patience` seconds it raises UserError, and so do later calls, at once, until one gets
@@ -78,7 +78,7 @@ def _patient(method: Method) -> Method:
                 tracker.reached = True
                 return answer
 
-    return cast(Method, call)
+    return cast(_Method, call)
 
 
 def _away(error: Exception) -> bool:

@@ -17,11 +17,11 @@ from semalign.engine.evaluation import Scored
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
 from semalign.files import check_writable
-from semalign.methods.method import Recipe, Transfer
+from semalign.methods.method import Recipe, Transfer, method_of
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FinishedTransfer:
     """What a transfer leaves: its effective configuration, folder, MLflow run and scores."""
 
     config: Config
@@ -30,7 +30,7 @@ class Outcome:
     scored: Scored
 
 
-def transfer(config: Config, *, local: bool = False) -> Outcome:
+def run_transfer(config: Config, *, local: bool = False) -> FinishedTransfer:
     """Run, or finish, the transfer that the configuration describes, and print its table.
 
     A finished transfer is not run again: every artifact is found, and its MLflow run is left as it
@@ -50,7 +50,7 @@ def transfer(config: Config, *, local: bool = False) -> Outcome:
         return _run(prepared, run, local)
 
 
-def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
+def _run(prepared: Transfer, run: Run, local: bool) -> FinishedTransfer:
     config, timer = prepared.config, Timer()
     workspace = Workspace(config.work)
     finished = run.is_finished()
@@ -73,7 +73,7 @@ def _run(prepared: Transfer, run: Run, local: bool) -> Outcome:
         timer.report("record", time.monotonic() - begin, ["figures, report, MLflow"])
     recording.point_latest(folder)
     recording.show(config, scored, folder, run)
-    return Outcome(config, folder, run.run_id, scored)
+    return FinishedTransfer(config, folder, run.run_id, scored)
 
 
 @contextlib.contextmanager
@@ -105,5 +105,4 @@ def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Reci
 
 def run_name(config: Config) -> str:
     """What is trained on, and how."""
-    how = config.pairing.strategy if config.method == "semalign" else config.method
-    return f"{config.data.task}-{how}"
+    return f"{config.data.task}-{method_of(config).run_name(config)}"

@@ -42,7 +42,7 @@ from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Served, served
 from semalign.sweep.file import Sweep
 from semalign.sweep.search import Point, load_optuna, suggest
-from semalign.sweep.summary import Key, Result, Summary, summarise
+from semalign.sweep.summary import MetricKey, Result, Summary, summarise
 from semalign.sweep.transfers import contents, transfers
 from semalign.sweep.trials import Trial, extremes, make_trial, references, trials
 
@@ -70,8 +70,8 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
         check_sweep([t.config for t in possible], cluster_resources(), compared=compared)
         with recorded(config, key=key, name=sweep.name) as run:
             summary = _run(sweep, planned, possible, known, run, folder)
-            sweep_recording.finish(run, summary, folder)
-            sweep_recording.show(summary, folder, config, run)
+            sweep_recording.finish_sweep(run, summary, folder)
+            sweep_recording.show_sweep(summary, folder, config, run)
             if not any(result.state == "finished" for result in summary.results):
                 raise Failed(f"sweep {sweep.name}: no trial finished; see {folder}/report.md")
     return summary
@@ -120,7 +120,7 @@ def _run(
         for group in engines.values():
             stop_engines(group)
     print(f"[sweep] {time.monotonic() - begin:.1f} s", flush=True)
-    scores: dict[str, dict[Key, Score]] = {}
+    scores: dict[str, dict[MetricKey, Score]] = {}
     for (name, task, split), score in found.items():
         scores.setdefault(name, {})[task, split] = score
     results = [result(folder, trial, sweep) for trial in tried.values()]

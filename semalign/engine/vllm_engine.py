@@ -13,7 +13,7 @@ from semalign.stages.scoring import Generation, GenerationRequest
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts
 # Of an engine's process, before anything is imported.
-ENVIRONMENT = {
+ENGINE_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" puts every engine on the same cores
     "VLLM_LOGGING_LEVEL": "ERROR",

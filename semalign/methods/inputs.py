@@ -12,7 +12,7 @@ from semalign.core.pairing import STRATEGIES
 from semalign.data.dataset import Dataset
 from semalign.data.labels import mislabel
 from semalign.data.root import data_root
-from semalign.data.tokens import tokenise, translate
+from semalign.data.tokens import tokenise, translate_tokens
 from semalign.errors import UserError
 from semalign.models import published
 from semalign.models.heads import find_lm_head
@@ -94,9 +94,9 @@ def load_inputs(
         student=student,
         shared=shared,
         train=train,
-        train_teacher=Dataset(translate(train.tokens, table)),
+        train_teacher=Dataset(translate_tokens(train.tokens, table)),
         attribution=attribution,
-        attribution_teacher=Dataset(translate(attribution.tokens, table)),
+        attribution_teacher=Dataset(translate_tokens(attribution.tokens, table)),
         align=splits[align_split] if align_split else Dataset([]),
     )
 

@@ -18,12 +18,11 @@ from semalign.core.pairing import Pair
 from semalign.errors import UserError
 from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
+from semalign.plugins import load_plugins
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
+from semalign.tasks import TASKS
 
-# Table 5: epochs and learning rate; every task that it does not name has the others' values.
-_EPOCHS, _OTHER_EPOCHS = {"humaneval": 3}, 5
-_LR, _OTHER_LR = {"humaneval": 3e-5}, 3e-4
 LARGEST_RANK = 512  # of a LoRA that vLLM serves
 
 
@@ -67,6 +66,10 @@ class Method(ABC):
     @property
     def description(self) -> str:
         return (type(self).__doc__ or "").partition("\n")[0]
+
+    def run_name(self, config: Config) -> str:
+        """How the run of a transfer is called, next to its task."""
+        return config.method
 
     def effective(self, config: Config) -> Config:
         """The configuration with the values that this method gives to what was left open."""
@@ -131,6 +134,7 @@ def effective(config: Config) -> Config:
     These values are logged, saved and hashed. Raises UserError for a setting that was given and has
     no effect, naming the setting that decides so.
     """
+    load_plugins(config.plugins)
     found = filled(config)
     check_effective(config, found)
     return found
@@ -155,10 +159,10 @@ def check_effective(config: Config, found: Config) -> None:
 def filled(config: Config) -> Config:
     """As `effective`, where settings without effect are not refused."""
     found = method_of(config).effective(config)
-    training, task = found.training, found.data.task
+    training, task = found.training, TASKS.find(found.data.task, "data.task")
     values = {
-        "epochs": training.epochs or _EPOCHS.get(task, _OTHER_EPOCHS),
-        "lr": training.lr or _LR.get(task, _OTHER_LR),
+        "epochs": training.epochs or task.epochs,
+        "lr": training.lr or task.lr,
         "lora": training.lora.model_copy(update={"alpha": training.lora.scaling_alpha}),
     }
     return found.model_copy(update={"training": training.model_copy(update=values)})
@@ -220,6 +224,10 @@ def _sections() -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     return tuple((section, tuple(names)) for section, names in found.items())
 
 
+# Paths, whose content is hashed where an artifact or a run is named.
+_CONTENT_COUNTS = ("teacher", "student", "data.root", "evaluation.root")
+
+
 @functools.cache
 def _leaves(prefix: str) -> tuple[str, ...]:
     names = [name for _, names in _sections() for name, _ in names]
@@ -274,11 +282,14 @@ class Transfer:
     @functools.cached_property
     def key(self) -> str:
         """Names the run: models, rows and all settings that decide what it leaves."""
-        return content_key("transfer", used_settings(self.config), self._content())
+        used = used_settings(self.config)
+        named = {name: value for name, value in used.items() if name not in _CONTENT_COUNTS}
+        return content_key("transfer", named, self._content(used))
 
-    def _content(self) -> list[Any]:
-        """The content of what the settings only name."""
-        inputs, config = self.inputs, self.config
+    def _content(self, used: Mapping[str, Any]) -> list[Any]:
+        """The content of what the used settings only name."""
+        inputs = self.inputs
         models = [[m.weights, m.tokens, m.serving] for m in (inputs.teacher, inputs.student)]
-        rows = [inputs.train.key, inputs.attribution_teacher.key, inputs.align.key]
-        return [models, rows, evaluated_content(config)]
+        attribution = inputs.attribution.key if "data.attribution_split" in used else None
+        rows = [inputs.train.key, attribution, inputs.align.key]
+        return [models, rows, evaluated_content(self.config)]

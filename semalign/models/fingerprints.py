@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.errors import UserError
-from semalign.models.loading import resolve
+from semalign.models.loading import model_folder
 
 _State = tuple[int, int, int]  # size in bytes, modification time in ns, inode
 
@@ -58,7 +58,7 @@ def model_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
 
     Reading takes about a minute for 26 GB. **Raises** `UserError` if the folder has no weights.
     """
-    folder = resolve(path)
+    folder = model_folder(path)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"model folder '{folder}' holds no *.safetensors weights")
@@ -70,7 +70,7 @@ def cached_fingerprint(path: str | Path, *, cache: Path | None) -> str | None:
     """`model_fingerprint` where the digests of all weights are in the cache; else None. Reads no
     weights, and nothing is written.
     """
-    folder = resolve(path, weights=False)
+    folder = model_folder(path, weights=False)
     weights = sorted(folder.glob("*.safetensors"))
     if cache is None or not weights or not all(_is_cached(file, cache) for file in weights):
         return None
@@ -82,7 +82,7 @@ def tokenizer_fingerprint(path: str | Path, *, cache: Path | None = None) -> str
 
     The chat template is no part of it. **Raises** `UserError` if the folder has no tokenizer.
     """
-    folder = resolve(path)
+    folder = model_folder(path)
     files = _matching(folder, _TOKENIZER_FILES)
     if not files:
         raise UserError(f"folder '{folder}' holds no tokenizer files")
@@ -96,7 +96,7 @@ def serving_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
     Templates are those of tokenizer_config.json and of files of their own; stop ids are
     `eos_token_id` of generation_config.json.
     """
-    folder = resolve(path, weights=False)
+    folder = model_folder(path, weights=False)
     stop_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
     content = {
         "chat_template": _read_json(folder / "tokenizer_config.json").get("chat_template"),

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from semalign.errors import UserError
-from semalign.models.loading import load_config, resolve
+from semalign.models.loading import load_config, model_folder
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
@@ -30,7 +30,7 @@ def find_lm_head(path: str, *, trust_remote_code: bool = False) -> tuple[Path, s
     **Raises** `UserError` if the checkpoint has none.
     """
     config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
-    folder = resolve(path)
+    folder = model_folder(path)
     files = _tensor_files(folder)
     endings = (HEAD, EMBEDDING) if getattr(config, "tie_word_embeddings", False) else (HEAD,)
     for ending in endings:

@@ -24,7 +24,7 @@ _WRITTEN_ANEW = ("config.json", "generation_config", "model.safetensors", "pytor
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
-def resolve(path: str | Path, *, weights: bool = True) -> Path:
+def model_folder(path: str | Path, *, weights: bool = True) -> Path:
     """The local folder of a model: `zoo/<name>` (shipped), a folder, or a hub id (downloaded).
 
     **Arguments**: without `weights`, only configuration and tokenizer are downloaded.
@@ -69,7 +69,7 @@ def load_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     **Raises** `UserError` for a missing model or an unreadable config.json.
     """
-    folder = resolve(path, weights=False)
+    folder = model_folder(path, weights=False)
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
@@ -113,9 +113,11 @@ def load_model(
     config = load_config(path, trust_remote_code=trust_remote_code)
     if num_layers is not None:
         _truncate(config.get_text_config(), num_layers, path)
-    folder = resolve(path)
+    folder = model_folder(path)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the layers left out are reported as unexpected
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -132,6 +134,8 @@ def load_model(
         raise UserError(f"model '{path}' cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
     _check_complete(path, info)
     if device is not None and device_map is None:
         model = model.to(device)
@@ -172,7 +176,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     **Raises** `UserError` if the folder holds no tokenizer.
     """
-    folder = resolve(path, weights=False)
+    folder = model_folder(path, weights=False)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
@@ -187,7 +191,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 def copy_companions(base: str | Path, out: str | Path) -> None:
     """Copy the files of a checkpoint other than weights and configuration: the tokenizer's."""
-    for file in resolve(base).iterdir():
+    for file in model_folder(base).iterdir():
         written = file.suffix in _WEIGHT_FILES or file.name.startswith(_WRITTEN_ANEW)
         if file.is_file() and not written:
             shutil.copyfile(file, Path(out) / file.name)

@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 
 from semalign.errors import UserError
-from semalign.models.loading import load_tokenizer, resolve
+from semalign.models.loading import load_tokenizer, model_folder
 from semalign.models.vocabulary import Overlap, shared_rows
 
 _7B = {
@@ -43,7 +43,7 @@ def absent(path: str) -> bool:
     if path not in SHAPES:
         return False
     try:
-        resolve(path, weights=False)
+        model_folder(path, weights=False)
     except UserError:
         return True
     return False

@@ -14,7 +14,7 @@ from semalign.models.fingerprints import (
     serving_fingerprint,
     tokenizer_fingerprint,
 )
-from semalign.models.loading import load_config, resolve
+from semalign.models.loading import load_config, model_folder
 from semalign.models.shapes import Shape, shape_of
 
 
@@ -65,10 +65,10 @@ class Model:
         config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
         if planned:
             weights = cached_fingerprint(path, cache=cache) or f"unread {path}"
-            folder, cache = resolve(path, weights=False), None
+            folder, cache = model_folder(path, weights=False), None
         else:
             weights = model_fingerprint(path, cache=cache)
-            folder = resolve(path)
+            folder = model_folder(path)
         return cls(
             path=path,
             dtype=dtype,
@@ -93,11 +93,11 @@ class Model:
     def shape(self) -> Shape:
         return shape_of(self.config)
 
-    @property
+    @functools.cached_property
     def layers(self) -> int:
         return int(self.config.num_hidden_layers)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         return int(self.config.hidden_size)
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from semalign.report import table
 from semalign.report.sweep import Rows, difference, failures_table, spread
 from semalign.sweep.file import Compare
-from semalign.sweep.summary import Key, Result, Setting, Summary, versus
-from semalign.sweep.trials import show
+from semalign.sweep.summary import MetricKey, Result, Summary, SweptSetting, versus
+from semalign.sweep.trials import value_text
 
 _GROUPS = {"data.task", "teacher"}  # the columns of the tables and the groups of their rows
 COMPARISON_NOTE = (
@@ -33,7 +33,7 @@ class ComparisonRow:
     teacher: str
     method: str
     others: tuple[str, ...]
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, SweptSetting]
 
     @property
     def name(self) -> str:
@@ -62,13 +62,13 @@ class Tables:
     def rows(self) -> list[ComparisonRow]:
         axis = self._compare.axis
         grouped = {axis} | {a.name for a in self.summary.sweep.axes if a.keys & _GROUPS}
-        found: dict[tuple[str, str, tuple[str, ...]], dict[str, Setting]] = {}
+        found: dict[tuple[str, str, tuple[str, ...]], dict[str, SweptSetting]] = {}
         for setting in self.summary.settings:
             trial = setting.trial
             if axis not in trial.axes:
                 continue  # the base, where it is at no point of the axes
-            others = tuple(show(v) for name, v in trial.axes.items() if name not in grouped)
-            key = trial.config.teacher, show(trial.axes[axis]), others
+            others = tuple(value_text(v) for name, v in trial.axes.items() if name not in grouped)
+            key = trial.config.teacher, value_text(trial.axes[axis]), others
             found.setdefault(key, {})[trial.config.data.task] = setting
         teachers = list(dict.fromkeys(teacher for teacher, _, _ in found))
         ordered = sorted(found, key=lambda key: teachers.index(key[0]))
@@ -143,7 +143,7 @@ class Tables:
     def _difference(self, control: ComparisonRow, row: ComparisonRow, task: str) -> str:
         if task not in row.settings or task not in control.settings:
             return "-"
-        key: Key = (task, self.split)
+        key: MetricKey = (task, self.split)
         by, p = difference(versus(control.settings[task], row.settings[task], key))
         return f"{by}, p {p}" if by else "-"
 

@@ -21,8 +21,8 @@ from semalign.config.dotted import nested
 from semalign.core.statistics import Comparison
 from semalign.methods.method import used_settings
 from semalign.report import figures, table
-from semalign.sweep.summary import Setting, Summary, versus
-from semalign.sweep.trials import Trial, show
+from semalign.sweep.summary import Summary, SweptSetting, versus
+from semalign.sweep.trials import Trial, value_text
 
 Rows = tuple[list[str], list[list[str]]]  # a table's header and body
 
@@ -49,7 +49,7 @@ def settings_table(summary: Summary) -> Rows:
     return head, body + [_setting_row(summary, setting) for setting in ordered]
 
 
-def _setting_row(summary: Summary, setting: Setting) -> list[str]:
+def _setting_row(summary: Summary, setting: SweptSetting) -> list[str]:
     label = setting.trial.label
     notes = " (base)" if setting.trial.base and label != "base" else ""
     notes += " *" if setting is summary.chosen else ""
@@ -152,7 +152,7 @@ def csv_text(summary: Summary) -> str:
         trial = result.trial
         row = [trial.id, trial.setting, trial.label, trial.seed, trial.base, result.state]
         row += [f"{result.seconds:.1f}", result.error or ""]
-        row += [show(trial.axes[name]) if name in trial.axes else "" for name in axes]
+        row += [value_text(trial.axes[name]) if name in trial.axes else "" for name in axes]
         reported = compared or trial.setting in shown
         hidden = set() if reported else {summary.sweep.report.split}
         row += [
@@ -197,7 +197,7 @@ def _short(axis: str) -> str:
     return axis.partition(" (")[0].replace(" ", "_").replace("/", "_")
 
 
-def _coordinates(summary: Summary, settings: Sequence[Setting]) -> dict[str, list[Any]]:
+def _coordinates(summary: Summary, settings: Sequence[SweptSetting]) -> dict[str, list[Any]]:
     """The value of each axis that varies, a setting each; single pairs as two axes of layers."""
     axes: dict[str, list[Any]] = {}
     for axis in summary.sweep.axes:
@@ -206,5 +206,5 @@ def _coordinates(summary: Summary, settings: Sequence[Setting]) -> dict[str, lis
             axes["teacher layer (counted from 1)"] = [pairs[0][0] for pairs in values]
             axes["student layer (counted from 1)"] = [pairs[0][1] for pairs in values]
         else:
-            axes[axis.name] = [v if isinstance(v, int | float) else show(v) for v in values]
+            axes[axis.name] = [v if isinstance(v, int | float) else value_text(v) for v in values]
     return {name: values for name, values in axes.items() if len(set(values)) > 1}

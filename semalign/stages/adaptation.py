@@ -91,12 +91,17 @@ class LoraAdaptation:
         pass
 
     def parameters(self, student: Model) -> int:
-        return len(self.layers) * _of_a_layer(student, self.lora.target_modules, self.lora.rank)
+        return len(self.layers) * lora_parameters(
+            student, self.lora.target_modules, self.lora.rank, layers=1
+        )
 
 
 @functools.lru_cache(maxsize=256)
-def _of_a_layer(student: Model, modules: tuple[str, ...], rank: int) -> int:
-    return count_trainable(student.config, modules, rank, layers=1)
+def lora_parameters(
+    student: Model, modules: tuple[str, ...], rank: int, *, layers: int | None
+) -> int:
+    """How many parameters the factors of some layers have (None: of all)."""
+    return count_trainable(student.config, modules, rank, layers=layers)
 
 
 @dataclass(frozen=True)

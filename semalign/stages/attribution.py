@@ -59,7 +59,7 @@ class LayerScores(Artifact):
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
         [model] = host.models(self.model)
-        scores = attribute(
+        scores = attribution_scores(
             model,
             self.rows.tokens,
             granularity=self.settings.granularity,
@@ -79,7 +79,7 @@ class LayerScores(Artifact):
         return list(read_json(folder / _FILE)["scores"])
 
 
-def attribute(
+def attribution_scores(
     model: nn.Module,
     tokens: Sequence[Tokens],
     *,

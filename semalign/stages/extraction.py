@@ -122,6 +122,8 @@ class Activations(Artifact):
             positions=self.positions,
             dtype=self.dtype,
             shard_examples=self.extraction.shard_examples,
+            key=self.key,
+            name=self.label,
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

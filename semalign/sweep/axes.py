@@ -27,7 +27,7 @@ from semalign.methods import METHODS
 from semalign.stages.mapping import MAPS
 from semalign.tasks import TASKS
 
-KINDS = ("uniform", "loguniform", "randint")
+RANGE_KINDS = ("uniform", "loguniform", "randint")
 # A sweep compares trials under one evaluation, and has an axis of its own for the seed.
 FIXED = {
     "seed": "the seeds are an axis of their own, e.g. seeds: [0, 1, 2]",
@@ -42,7 +42,7 @@ FIXED = {
 
 _RUNTIME = "it decides where a run goes and not what comes out; set it in base"
 # Settings whose values are names that are registered.
-NAMES: dict[str, Mapping[str, Any]] = {
+REGISTERED_NAMES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
     "data.task": TASKS,
     "pairing.strategy": STRATEGIES,
@@ -167,9 +167,9 @@ def check_setting(key: str, where: str) -> None:
 
 def check_names(settings: Mapping[str, Any], where: str) -> None:
     """Raise UserError for an unknown name of a method, task, strategy, objective or map."""
-    for key in settings.keys() & NAMES.keys():
-        if settings[key] not in NAMES[key]:
-            hint = nearest(str(settings[key]), NAMES[key])
+    for key in settings.keys() & REGISTERED_NAMES.keys():
+        if settings[key] not in REGISTERED_NAMES[key]:
+            hint = nearest(str(settings[key]), REGISTERED_NAMES[key])
             raise UserError(f"{where}: {key}={settings[key]}: {hint}")
 
 
@@ -223,8 +223,8 @@ def _read_cases(where: str, name: str, given: Mapping[str, Any]) -> Choices:
 
 
 def _read_range(where: str, name: str, kind: str, ends: Any) -> Range:
-    if kind not in KINDS:
-        raise UserError(f"{where}.{kind}: unknown kind of range; {nearest(kind, KINDS)}")
+    if kind not in RANGE_KINDS:
+        raise UserError(f"{where}.{kind}: unknown kind of range; {nearest(kind, RANGE_KINDS)}")
     try:
         low, high = (float(end) for end in ends)  # 1e-4 without a dot is a string in YAML
     except (TypeError, ValueError):

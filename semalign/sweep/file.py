@@ -44,6 +44,7 @@ from semalign.config.jobs import Config
 from semalign.config.read import environment_settings, parse_override, read_yaml, validate
 from semalign.config.sections import Settings
 from semalign.errors import UserError, nearest
+from semalign.plugins import load_plugins
 from semalign.sweep.axes import Axis, Choices, Range, check_names, read_axis
 
 
@@ -253,6 +254,7 @@ def _base(settings: Mapping[str, Any]) -> Config:
         raise UserError("base.seed: the seeds are an axis of their own, e.g. seeds: [0, 1, 2]")
     with naming("base"):
         config = validate(nested(settings))
+        load_plugins(config.plugins)
     check_names(settings, "base")
     for task in config.evaluation.tasks:
         check_names({"data.task": task}, "base.evaluation.tasks")

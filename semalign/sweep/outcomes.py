@@ -7,6 +7,7 @@ the pairs that the answers lead to. Choices with a question in common are given 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -109,7 +110,7 @@ def most(tallies: Sequence[Tally]) -> tuple[int, list[Count]]:
     `MOST_OUTCOMES` outcomes; otherwise each by itself; then choices that depend on each other by
     themselves, whose sum is no more than there is.
     """
-    total, counts = 0, {}
+    total, counts = 0, dict[int, Count]()
     for group in _connected(tallies, lambda tally: _questions(tally.undecided())):
         worlds = _worlds([choice for tally in group for choice in tally.undecided()])
         if worlds is not None:
@@ -166,6 +167,9 @@ def _bound(tally: Tally) -> Count:
 def _worlds(choices: Iterable[Choice]) -> Worlds | None:
     """Every way in which the choices can turn out; None for more than `MOST_OUTCOMES`."""
     ordered = sorted(dict.fromkeys(choices), key=lambda choice: choice.outcomes, reverse=True)
+    independent = _connected(ordered, lambda choice: choice.questions)
+    if math.prod(max(c.outcomes for c in group) for group in independent) > MOST_OUTCOMES:
+        return None
     roots = [choice.root for choice in ordered]
     found = list(itertools.islice(_answered(roots, {}, ()), MOST_OUTCOMES + 1))
     return (ordered, found) if len(found) <= MOST_OUTCOMES else None
@@ -187,10 +191,9 @@ def _answered(
                     yield from _answered(roots, known, leaves, following)
                 del known[node.asked]
                 return
-            following = node.answers.get(known[node.asked])
-            if following is None:  # an answer that stands for others in another choice
+            if known[node.asked] not in node.answers:  # it stands for others in another choice
                 return
-            node = following
+            node = node.answers[known[node.asked]]
         leaves, node = (*leaves, node), None
     yield leaves
 
@@ -201,11 +204,12 @@ def _questions(choices: Iterable[Choice]) -> frozenset[Hashable]:
 
 def _connected(things: Sequence[T], questions: Callable[[T], Iterable[Hashable]]) -> list[list[T]]:
     """Groups of things that have questions in common, directly or by others."""
-    groups: list[tuple[set[Hashable], list[T]]] = []
+    groups: list[tuple[frozenset[Hashable], list[T]]] = []
     for thing in things:
-        asked, members = set(questions(thing)), [thing]
-        for group in [group for group in groups if group[0] & asked]:
-            groups.remove(group)
-            asked, members = asked | group[0], [*group[1], *members]
+        asked, members = frozenset(questions(thing)), [thing]
+        joined = [group for group in groups if group[0] & asked]
+        groups = [group for group in groups if not group[0] & asked]
+        for known, others in joined:
+            asked, members = asked | known, [*others, *members]
         groups.append((asked, members))
     return [members for _, members in groups]

@@ -28,7 +28,7 @@ from semalign.stages.extraction import Activations, Prefix
 from semalign.stages.judged import evaluated_items
 from semalign.stages.mapping import Map
 from semalign.sweep.outcomes import Count
-from semalign.sweep.sharing import Need, Result, Sharing
+from semalign.sweep.sharing import Need, SharedResult, Sharing
 from semalign.sweep.transfers import transfers as read_transfers
 from semalign.sweep.trials import Trial, references
 
@@ -179,7 +179,7 @@ class _Items:
 def _once(
     sharing: Sharing,
     shared: Sequence[SharedArtifact],
-    results: Sequence[tuple[Result, int]],
+    results: Sequence[tuple[SharedResult, int]],
     scored: tuple[Config, Sequence[str]],
     items: _Items,
 ) -> Totals:

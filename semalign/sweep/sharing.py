@@ -24,8 +24,9 @@ class Group:
     """Trials by id, the choice of their pairs and, for each leaf of it, the artifacts that are made
     before the result, and the part of the result's identity that the pairs decide.
 
-    `before`: the stages before the result, at most. `dearest`: pairs whose result costs most, in one
-    figure or another. `artifacts` and `costs`: a result of each trial, and what it costs at most.
+    `before`: the stages before the result, at most. `dearest`: pairs whose result costs most, in
+    one figure or another. `artifacts` and `costs`: a result of each trial, and what it costs at
+    most.
     """
 
     choice: Choice
@@ -58,7 +59,7 @@ class Need:
 
 
 @dataclass(eq=False)
-class Result:
+class SharedResult:
     """What comes out of some trials that differ in their pairs alone.
 
     `cost`: at most, of one of them; `groups`: in which it is made.
@@ -84,7 +85,7 @@ class Sharing:
 
     def __init__(self, transfers: Mapping[str, Transfer]) -> None:
         self.groups: dict[Hashable, Group] = {}
-        self.results: dict[Hashable, Result] = {}
+        self.results: dict[Hashable, SharedResult] = {}
         self._choices: dict[str, Choice] = {}
         for name, transfer in transfers.items():
             self._add(name, transfer)
@@ -112,7 +113,7 @@ class Sharing:
         group.costs.append(cost)
         fixed = {part: value for part, value in identity.items() if part not in varying}
         content = content_key(first.result.kind, first.result.schema, fixed, varying)
-        result = self.results.setdefault(content, Result(transfer, first.result))
+        result = self.results.setdefault(content, SharedResult(transfer, first.result))
         result.cost = dearest_cost([result.cost, cost])
         result.groups[group] = None
 
@@ -143,15 +144,15 @@ class Sharing:
         return most([need.tally for need in self.needs if need.artifact.stage == stage])[0]
 
 
-def _alike(results: Iterable[Result]) -> list[tuple[list[Result], Tally]]:
+def _alike(results: Iterable[SharedResult]) -> list[tuple[list[SharedResult], Tally]]:
     """Results that the same groups make, and a tally with a thing for all that the pairs decide."""
-    found: dict[tuple[int, ...], list[Result]] = {}
+    found: dict[tuple[int, ...], list[SharedResult]] = {}
     for result in results:
         found.setdefault(tuple(sorted(map(id, result.groups))), []).append(result)
     return [(alike, _tally(alike)) for alike in found.values()]
 
 
-def _tally(results: Sequence[Result]) -> Tally:
+def _tally(results: Sequence[SharedResult]) -> Tally:
     tally = Tally(weight=len(results))
     for group in results[0].groups:
         tally.add(group.choice, [[content] for content in group.results])
@@ -161,7 +162,7 @@ def _tally(results: Sequence[Result]) -> Tally:
 def _group(choice: Choice, transfer: Transfer, varying: Sequence[str]) -> Group:
     recipes = [_recipe(transfer, pairs) for pairs in choice.leaves]
     costs = [recipe.result.cost() for recipe in recipes]
-    figures = [
+    figures: list[list[float]] = [
         [cost.operations for cost in costs],
         [cost.disk for cost in costs],
         [cost.memory for cost in costs],

@@ -18,7 +18,7 @@ from semalign.sweep.file import Sweep
 from semalign.sweep.trials import Trial
 from semalign.tasks import find_task
 
-Key = tuple[str, str]  # task, split
+MetricKey = tuple[str, str]  # task, split
 COSTS = ("trained_parameters", "seconds", "peak_bytes")
 
 
@@ -31,7 +31,7 @@ class Result:
     """
 
     trial: Trial
-    items: Mapping[Key, Mapping[str, float]] = field(default_factory=dict)
+    items: Mapping[MetricKey, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -42,14 +42,14 @@ class Result:
             return "failed"
         return "finished" if self.items else "stopped early"
 
-    def score(self, key: Key) -> float:
+    def score(self, key: MetricKey) -> float:
         """The mean over the items."""
         return statistics.fmean(self.items[key].values())
 
 
 def finished(
     trial: Trial,
-    records: Mapping[Key, Sequence[Record]],
+    records: Mapping[MetricKey, Sequence[Record]],
     seconds: float,
     manifest: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -63,11 +63,11 @@ def finished(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Setting:
+class SweptSetting:
     """The trials of one configuration, a seed each. `metric`: what settings are chosen by."""
 
     results: tuple[Result, ...]
-    metric: Key
+    metric: MetricKey
 
     @property
     def trial(self) -> Trial:
@@ -83,7 +83,7 @@ class Setting:
         scores = self.scores(self.metric)
         return statistics.fmean(scores) if scores else math.nan
 
-    def scores(self, key: Key) -> list[float]:
+    def scores(self, key: MetricKey) -> list[float]:
         """One a seed that finished."""
         return [result.score(key) for result in self.finished]
 
@@ -93,17 +93,17 @@ class Summary:
     """A sweep's settings in the order of its trials, the one chosen, and models to set beside."""
 
     sweep: Sweep
-    settings: tuple[Setting, ...]
-    chosen: Setting | None
-    references: Mapping[str, Mapping[Key, Score]]
+    settings: tuple[SweptSetting, ...]
+    chosen: SweptSetting | None
+    references: Mapping[str, Mapping[MetricKey, Score]]
 
     @property
-    def metric(self) -> Key:
+    def metric(self) -> MetricKey:
         """What settings are chosen by."""
         return str(self.sweep.select.metric), self.sweep.select.split
 
     @property
-    def base(self) -> Setting | None:
+    def base(self) -> SweptSetting | None:
         return next((setting for setting in self.settings if setting.trial.base), None)
 
     @property
@@ -114,7 +114,7 @@ class Summary:
 def summarise(
     sweep: Sweep,
     results: Iterable[Result],
-    references: Mapping[str, Mapping[Key, Score]] | None = None,
+    references: Mapping[str, Mapping[MetricKey, Score]] | None = None,
 ) -> Summary:
     """Gather results, in the order of the trials, by setting; choose the best mean on the
     selection split, of equal ones the first.
@@ -126,7 +126,7 @@ def summarise(
     for result in results:
         groups.setdefault(result.trial.setting, []).append(result)
     settings = tuple(
-        Setting(results=tuple(group), metric=sweep.metric(group[0].trial.config.data.task))
+        SweptSetting(results=tuple(group), metric=sweep.metric(group[0].trial.config.data.task))
         for group in groups.values()
     )
     if sweep.compare is not None:
@@ -142,7 +142,7 @@ def summarise(
     )
 
 
-def versus(base: Setting | None, setting: Setting, key: Key) -> Comparison | None:
+def versus(base: SweptSetting | None, setting: SweptSetting, key: MetricKey) -> Comparison | None:
     """Setting minus base, each item's score averaged over the seeds that both have; or None.
 
     The test draws items, the same under both: it says nothing of seeds that were not run.

@@ -44,10 +44,13 @@ def transfers(trials: Sequence[Trial], *, planned: bool = False) -> dict[str, Tr
 
 def _inputs_key(config: Config, align_split: str | None, trained: Sequence[str]) -> str:
     """Of all settings that `load_inputs` looks at, but the layers."""
+    data = config.data
+    if data.label_noise == 0:  # rows without labels are read all the same
+        data = data.model_copy(update={"labelled_limit": None})
     return content_key(
         *(config.teacher, config.student, config.dtype, config.trust_remote_code, config.workdir),
         *(config.alignment.min_overlap, align_split, list(trained)),
-        *(config.data.model_dump_json(), config.evaluation.model_dump_json()),
+        *(data.model_dump_json(), config.evaluation.model_dump_json()),
     )
 
 

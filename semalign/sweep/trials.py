@@ -92,14 +92,14 @@ def _check_base(sweep: Sweep, found: Sequence[Trial]) -> None:
         value = lookup(given, key)
         if value != lookup(without.model_dump(mode="json"), key):
             raise UserError(
-                f"sweep {sweep.name}: base: {key}={show(value)}: has no effect in any trial, here "
-                f"with {unused_settings(without)[key]}; leave it out"
+                f"sweep {sweep.name}: base: {key}={value_text(value)}: has no effect in any trial, "
+                f"here with {unused_settings(without)[key]}; leave it out"
             )
 
 
 def _check_control(sweep: Sweep, found: Iterable[Trial]) -> None:
     assert sweep.compare is not None
-    names = {show(trial.axes[sweep.compare.axis]) for trial in found}
+    names = {value_text(trial.axes[sweep.compare.axis]) for trial in found}
     if sweep.compare.control not in names:
         hint = nearest(sweep.compare.control, names)
         raise UserError(
@@ -122,20 +122,20 @@ def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, lis
 
 
 def extremes(sweep: Sweep) -> list[Trial]:
-    """What a search may ask for at most: the base, also with each option of an axis and each end of
-    a range; and every point of the grid with each end of a range of whole numbers, such as a rank,
-    the other ranges at their middle.
+    """What a search may ask for at most: the base; each option of an axis and each end of a range,
+    the other axes at their first option or their middle; and every point of the grid with each end
+    of a range of whole numbers, such as a rank.
     """
-    alone = [{axis.name: option} for axis in sweep.grids for option in axis.options]
-    alone += [end for axis in sweep.ranges for end in _ends(axis)]
     middle = {
         axis.name: axis.option(axis.rounded((axis.low + axis.high) / 2)) for axis in sweep.ranges
     }
+    usual = {axis.name: axis.options[0] for axis in sweep.grids} | middle
+    alone = [{axis.name: option} for axis in sweep.grids for option in axis.options]
+    alone += [end for axis in sweep.ranges for end in _ends(axis)]
     whole = [end for axis in sweep.ranges if axis.kind == "randint" for end in _ends(axis)]
-    joined = [
-        _in_order(sweep, fixed | middle | end) for fixed in _grid(sweep) for end in whole or [{}]
-    ]
-    return [make_trial(sweep, point, sweep.seeds[0]) for point in ({}, *alone, *joined)]
+    joined = [fixed | end for fixed in _grid(sweep) for end in whole or [{}]]
+    points = [_in_order(sweep, usual | point) for point in (*alone, *joined)]
+    return [make_trial(sweep, point, sweep.seeds[0]) for point in ({}, *points)]
 
 
 def _ends(axis: Range) -> list[dict[str, Option]]:
@@ -285,10 +285,10 @@ def _own_task(config: Config) -> Config:
 
 
 def _label(axes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={show(value)}" for name, value in axes.items()) or "base"
+    return ", ".join(f"{name}={value_text(value)}" for name, value in axes.items()) or "base"
 
 
-def show(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value of an axis for people: `0.1`, `dual`, `[[6,4]]`."""
     if isinstance(value, float):
         return f"{value:g}"

@@ -22,6 +22,8 @@ class HumanEval(Task):
     name = "humaneval"
     kind = "code"
     metric = "pass@1"
+    epochs = 3
+    lr = 3e-5
     schema = MappingProxyType(
         {
             "task_id": str,

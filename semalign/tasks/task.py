@@ -66,6 +66,8 @@ class Task(ABC):
     profile: ClassVar[Profile | None] = None  # under protocols that `profiles` has none for
     published: ClassVar[Published | None] = None
     library: ClassVar[LibraryTask | None] = None  # of lm_eval
+    epochs: ClassVar[int] = 5  # of a training on it, unless given: Table 5
+    lr: ClassVar[float] = 3e-4
 
     @property
     def fields(self) -> tuple[str, ...]:

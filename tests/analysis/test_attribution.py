@@ -10,7 +10,7 @@ from semalign.analysis import FIGURES
 from semalign.analysis.attribution import attribution_curves, shares
 from semalign.data.tokens import Tokens
 from semalign.models.loading import load_model
-from semalign.stages.attribution import attribute
+from semalign.stages.attribution import attribution_scores
 from tests.analysis.figure_data import (
     attribution_data,
     lines,
@@ -27,7 +27,7 @@ def test_attribution_has_a_curve_a_granularity_and_aggregation(
     assert len({(curve["granularity"], curve["aggregation"]) for curve in curves}) == 6
     for curve in curves:
         how = {name: curve[name] for name in ("granularity", "aggregation")}
-        expected = attribute(model, few, batch_size=2, **how)
+        expected = attribution_scores(model, few, batch_size=2, **how)
         assert curve["scores"] == pytest.approx(expected)
         total = sum(abs(score) for score in expected)
         assert curve["share"] == pytest.approx([score / total for score in expected])

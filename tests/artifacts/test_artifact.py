@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semalign.artifacts.activations import Column
-from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Workspace, ordered, union
-from semalign.artifacts.host import Host
+from semalign.artifacts.artifact import MANIFEST, Artifact, Workspace, ordered, union
 from semalign.artifacts.local import LocalExecutor, make_all
 from semalign.config.sections import Extraction
 from semalign.data.dataset import Dataset
@@ -27,53 +23,16 @@ from semalign.errors import UserError
 from semalign.files import check_writable, content_key, locked, read_json
 from semalign.models.reference import Model
 from semalign.stages.extraction import Activations
+from tests.artifacts.texts import (
+    Next,
+    Others,
+    Words,
+    check_folders,
+    die_while_making,
+    ensure_text,
+)
 
 SPAWN = multiprocessing.get_context("spawn")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Words(Artifact):
-    """A text file; `title` is for people, `seconds` how long it takes."""
-
-    kind = "words"
-    folder = "texts"
-    stage = "write"
-
-    text: Any
-    title: str = "words"
-    seconds: float = 0.0
-    sources: tuple[Artifact, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return self.title
-
-    def identity(self) -> Any:
-        return {"text": self.text}
-
-    def needs(self) -> tuple[Artifact, ...]:
-        return self.sources
-
-    def cost(self) -> Cost:
-        return Cost(operations=len(self.text))
-
-    def make(self, folder: Path, host: Host) -> Mapping[str, Any]:
-        time.sleep(self.seconds)
-        (folder / "text").write_text(str(self.text))
-        return {"length": len(self.text)}
-
-    def notes(self, manifest: Mapping[str, Any]) -> list[str]:
-        return [f"{manifest['length']} letters"]
-
-
-class Next(Words):
-    """The same kind of file, made by other code."""
-
-    schema = 2
-
-
-class Others(Words):
-    kind = "others"
 
 
 # Names
@@ -200,24 +159,9 @@ def test_a_line_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 # Once, and whole
 
 
-def _ensure(folder: Path, start: Any, results: Any) -> None:
-    """In a process of its own: make a text unless it is there, and note who wrote."""
-    artifact = Words(text="shared")
-
-    def make(target: Path) -> dict[str, Any]:
-        with (folder / "writers").open("a") as log:
-            log.write(f"{os.getpid()}\n")
-        time.sleep(0.7)
-        (target / "text").write_text("shared")
-        return {}
-
-    start.wait()
-    results.put((os.getpid(), Workspace(folder).ensure(artifact, make)))
-
-
 def test_of_two_processes_one_makes_and_the_other_waits(tmp_path: Path) -> None:
     start, results = SPAWN.Barrier(2), SPAWN.Queue()
-    both = [SPAWN.Process(target=_ensure, args=(tmp_path, start, results)) for _ in range(2)]
+    both = [SPAWN.Process(target=ensure_text, args=(tmp_path, start, results)) for _ in range(2)]
     for process in both:
         process.start()
     found = dict(results.get(timeout=60) for _ in both)
@@ -245,17 +189,8 @@ def test_a_make_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert (executor.make(artifact) / "text").read_text() == "abc"  # and the lock is free
 
 
-def _killed(folder: Path) -> None:
-    def make(target: Path) -> dict[str, Any]:
-        (target / "text").write_text("half")
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-    Workspace(folder).ensure(Words(text="abc"), make)
-
-
 def test_what_a_killed_process_began_is_not_there(tmp_path: Path) -> None:
-    process = SPAWN.Process(target=_killed, args=(tmp_path,))
+    process = SPAWN.Process(target=die_while_making, args=(tmp_path,))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -325,15 +260,9 @@ def test_a_free_lock_says_nothing(tmp_path: Path) -> None:
     assert (found.stdout, found.stderr) == ("mine\n", "")
 
 
-def _check(folder: Path, start: Any) -> None:
-    start.wait()
-    for round in range(200):
-        check_writable(folder / str(round))
-
-
 def test_two_processes_check_one_new_folder_at_once(tmp_path: Path) -> None:
     start = SPAWN.Barrier(2)
-    both = [SPAWN.Process(target=_check, args=(tmp_path / "new", start)) for _ in range(2)]
+    both = [SPAWN.Process(target=check_folders, args=(tmp_path / "new", start)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:

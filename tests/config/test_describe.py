@@ -82,6 +82,8 @@ def test_runtime_settings() -> None:
         "tracking.run_name",
         "cluster.address",
         "cluster.autoscaling",
+        "alignment.min_overlap",
+        "data.shared_with",
         "attribution.batch_size",
         *(f"extraction.{name}" for name in ("store", "shard_examples", "batch_tokens")),
         *(f"extraction.{name}" for name in ("num_actors", "num_cpus", "num_gpus", "device_map")),
@@ -96,7 +98,7 @@ def test_runtime_settings() -> None:
     evaluation = {
         name.removeprefix("evaluation.")
         for name in runtime_settings(Config)
-        if name.split(".")[0] not in ("attribution", "extraction", "training")
+        if name.split(".")[0] not in ("alignment", "attribution", "data", "extraction", "training")
     }
     assert runtime_settings(EvaluationJob) == evaluation
     own = runtime_settings(AnalysisJob) - runtime_settings(Config)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semalign.data.batches import length_buckets, pad, position_mask
-from semalign.data.tokens import Tokens, fingerprint, tokenise, translate
+from semalign.data.tokens import Tokens, fingerprint, tokenise, translate_tokens
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
 from semalign.tasks.task import Example
@@ -55,9 +55,9 @@ def test_long_answers_are_cut(tokenizer) -> None:  # type: ignore[no-untyped-def
 
 def test_translation_is_token_by_token() -> None:
     rows = [Tokens("a", (0, 2), 1)]
-    assert translate(rows, torch.tensor([7, -1, 4]))[0].ids == (7, 4)
+    assert translate_tokens(rows, torch.tensor([7, -1, 4]))[0].ids == (7, 4)
     with pytest.raises(UserError, match="example a has student token 2"):
-        translate(rows, torch.tensor([7, 1, -1]))
+        translate_tokens(rows, torch.tensor([7, 1, -1]))
 
 
 def test_fingerprint_sees_ids_and_boundaries() -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from semalign.artifacts.artifact import Workspace
 from semalign.config.sections import Evaluation
 from semalign.engine.cpu_lora import _choose, _expand, _expand_slice, _shrink
-from semalign.engine.evaluation import Scored, evaluate
+from semalign.engine.evaluation import Scored, score_all
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
@@ -113,7 +113,7 @@ def undisturbed(
 
 def run(models: list[Candidate], data: Path, folder: Path, **changes: Any) -> Scored:
     settings = SETTINGS.model_copy(update=changes)
-    return evaluate(models, settings, root=data, workspace=Workspace(folder))
+    return score_all(models, settings, root=data, workspace=Workspace(folder))
 
 
 def test_same_tokens_and_letters_as_transformers_and_peft(

@@ -18,8 +18,8 @@ import pytest
 from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation
-from semalign.engine.evaluation import Scored, evaluate
-from semalign.models.loading import resolve
+from semalign.engine.evaluation import Scored, score_all
+from semalign.models.loading import model_folder
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate
 from semalign.zoo import path as zoo_path
@@ -56,7 +56,7 @@ def ours(
     for task, some in rows.items():
         (root / task).mkdir()
         (root / task / "test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
-    return evaluate(
+    return score_all(
         [Candidate(name=model, model=Model.open(model, dtype="float32")) for model in MODELS],
         Evaluation(
             tasks=tuple(rows),
@@ -72,11 +72,11 @@ def ours(
 
 def theirs(model: str, tasks: dict[str, Any], max_length: int) -> dict[str, list[Sample]]:
     """The samples that lm_eval logs, by task: greedy, float32, one item at a time."""
-    from lm_eval.evaluator import evaluate as evaluate_by_lm_eval
+    from lm_eval.evaluator import score_all as evaluate_by_lm_eval
     from lm_eval.models.huggingface import HFLM
 
     lm = HFLM(
-        pretrained=str(resolve(model)),
+        pretrained=str(model_folder(model)),
         dtype="float32",
         batch_size=1,
         device="cpu",

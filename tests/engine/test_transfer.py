@@ -19,7 +19,7 @@ from semalign.artifacts.records import Record, read_records
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
 from semalign.engine.scoring import score_candidates
-from semalign.engine.transfer import Outcome, transfer
+from semalign.engine.transfer import FinishedTransfer, run_transfer
 from semalign.files import sha256
 from semalign.models.adapters import merge_adapter
 from semalign.models.loading import load_model, load_tokenizer
@@ -36,7 +36,7 @@ KINDS = ("attributions", "activations", "bases", "maps", "transfers", "records")
 @dataclass
 class Run:
     config: Config
-    outcome: Outcome
+    outcome: FinishedTransfer
     printed: str
     files: set[str]  # that it left in the work folder
 
@@ -71,7 +71,7 @@ def run(ray_cluster: None, make: Callable[..., Config]) -> Run:
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        outcome = transfer(make())
+        outcome = run_transfer(make())
     return Run(make(), outcome, out.getvalue(), made_files(make().work))
 
 
@@ -134,7 +134,7 @@ def test_mlflow_holds_the_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_second_run_does_nothing_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = transfer(run.config)
+    outcome = run_transfer(run.config)
     printed = capsys.readouterr().out
     assert outcome.run_id == run.outcome.run_id
     stages = [line.partition("]")[0][1:] for line in printed.splitlines() if "cached" in line]
@@ -205,7 +205,7 @@ def test_one_more_layer_is_extracted_alone(
 ) -> None:
     [store] = (run.config.work / "activations").glob("teacher-*")
     before = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
-    transfer(make("extraction.layers=[2]"))
+    run_transfer(make("extraction.layers=[2]"))
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("[extract]")]
     assert "layers (counted from 1): mlp 1, mlp 2;" in line and "cached" not in line
     after = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
@@ -244,13 +244,13 @@ def test_a_teacher_with_one_more_token(
     run: Run, make: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make("teacher=zoo/code-teacher", "data.task=mbpp", "evaluation.tasks=[mbpp]")
-    transfer(config)
+    run_transfer(config)
     assert "vocabulary overlap 100.00% of the student's" in capsys.readouterr().out
 
 
 def test_a_whole_layer_becomes_a_checkpoint(run: Run, make: Callable[..., Config]) -> None:
     config = make("training.adapter=full", "evaluation.tasks=[gsm8k]", "evaluation.splits=[dev]")
-    outcome = transfer(config)
+    outcome = run_transfer(config)
     changed = load_file(outcome.folder / "student" / "model.safetensors")
     before = load_model("zoo/student", dtype="float32").state_dict()
     different = {name for name in before if not torch.equal(before[name], changed[name].float())}

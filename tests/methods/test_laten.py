@@ -34,14 +34,14 @@ from semalign.methods.laten.neurons import (
     Located,
     LogitLens,
     best_neurons,
-    layer_scores,
     locate,
     log_p,
     neuron_scores,
+    sublayer_scores,
 )
 from semalign.methods.laten.steps import accumulate, drawn, one_cycle, train_hypernetwork
 from semalign.methods.laten.trace import (
-    KINDS,
+    NEURON_KINDS,
     Query,
     in_teacher_ids,
     last_useful,
@@ -49,7 +49,13 @@ from semalign.methods.laten.trace import (
     trace,
     value_rows,
 )
-from semalign.methods.laten.transfer import Transfer, bake, neuron_counts, planned_steps, transfer
+from semalign.methods.laten.transfer import (
+    Translation,
+    bake,
+    neuron_counts,
+    planned_steps,
+    translate_neurons,
+)
 from semalign.models.decoder import find_decoder
 from semalign.models.loading import load_model, load_tokenizer
 from semalign.models.vocabulary import vocabulary_overlap
@@ -113,9 +119,9 @@ def test_scores_and_choices_equal_the_literal_ones(
     lens, seen = LogitLens.of(decoder), trace(decoder, QUERY)
     scale = lens.scale(seen, readout)
     assert float(scale) == pytest.approx(s, rel=1e-5)
-    found = layer_scores(lens, seen, scale)
+    found = sublayer_scores(lens, seen, scale)
     chosen = locate(model, [QUERY], num_layers=2, counts=COUNTS, readout=readout)[0]
-    for kind in KINDS:
+    for kind in NEURON_KINDS:
         assert found[kind].tolist() == pytest.approx(expected_layers[kind], abs=2e-5)
         layers = reference.best_layers(expected_layers[kind], 2)
         assert list(chosen[kind].layers) == layers
@@ -139,7 +145,7 @@ def test_what_neurons_add_up_to(family: str) -> None:
     seen = trace(decoder, QUERY)
     alone = trace(decoder, Query("one token", QUERY.ids[:1], 5))
     for layer in range(3):
-        down, o = (output_weight(decoder, layer, kind) for kind in KINDS)
+        down, o = (output_weight(decoder, layer, kind) for kind in NEURON_KINDS)
         ffn = down @ seen.coefficients["ffn"][layer]
         torch.testing.assert_close(ffn, seen.ffn[layer], atol=1e-5, rtol=1e-4)
         every_key = o @ literal.all_keys[layer]
@@ -189,7 +195,7 @@ def test_examples_are_located_together_as_alone_and_leave_nothing_behind() -> No
     assert len({located["ffn"].layers for located in together}) > 1  # each its own layers
     for query, located in zip(queries, together, strict=True):
         (alone,) = locate(model, [query], num_layers=2, counts=COUNTS)
-        for kind in KINDS:
+        for kind in NEURON_KINDS:
             assert alone[kind].layers == located[kind].layers
             assert torch.equal(alone[kind].chosen, located[kind].chosen)
 
@@ -522,7 +528,7 @@ def run(teacher: str = "zoo/teacher", task: str = "gsm8k", seed: int = 0, **chan
         tokenizer, load_tokenizer(teacher), student_rows=rows_[1], teacher_rows=rows_[0]
     )
     seen: list[Any] = []
-    result = transfer(
+    result = translate_neurons(
         *models,
         **splits,
         student_to_teacher=overlap.student_to_teacher,
@@ -537,11 +543,11 @@ def run(teacher: str = "zoo/teacher", task: str = "gsm8k", seed: int = 0, **chan
 
 
 @pytest.fixture(scope="module")
-def result() -> Transfer:
+def result() -> Translation:
     return run()
 
 
-def test_a_transfer_of_the_shipped_family(result: Transfer, tmp_path: Path) -> None:
+def test_a_transfer_of_the_shipped_family(result: Translation, tmp_path: Path) -> None:
     assert [step.step for step in result.steps] == [1, 2, 3]  # 4 of Table 4, 3 rows
     assert len({step.example for step in result.steps}) == 3
     assert result.located_by.startswith("gsm8k/")
@@ -563,7 +569,7 @@ def test_a_transfer_of_the_shipped_family(result: Transfer, tmp_path: Path) -> N
     assert changed == {"up_proj", "down_proj", "v_proj", "o_proj"}
 
 
-def test_the_seed_decides(result: Transfer) -> None:
+def test_the_seed_decides(result: Translation) -> None:
     torch.manual_seed(9)
     student = load_model(zoo.path("zoo/student"))
     before = {key: value.clone() for key, value in student.state_dict().items()}

@@ -142,7 +142,7 @@ WITHOUT_EFFECT = [
         "extraction.positions=answer",
         "loss.alpha=0",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("overrides", "setting", "decider"), WITHOUT_EFFECT)
@@ -208,15 +208,12 @@ def test_every_setting_is_used_or_unused_or_runtime() -> None:
         ("method=semalgin", "method=semalgin: did you mean 'semalign'?"),
         ("loss.objective=fischer", "loss.objective=fischer: did you mean 'fisher'?"),
         ("alignment.map=cosin", "alignment.map=cosin: did you mean 'cosine'?"),
-        (
-            "pairing.strategy=interpolate",
-            "pairing.strategy=interpolate: did you mean 'interpolated'?",
-        ),
+        ("pairing.strategy=revers", "pairing.strategy=revers: did you mean 'reverse'?"),
         ("data.task=mmlo", "data.task=mmlo: did you mean 'mmlu'?"),
         ("evaluation.tasks=[gsm8]", "task 'gsm8' is unknown; did you mean 'gsm8k'?"),
         ("evaluation.protocol=papr", "protocol 'papr' is unknown; did you mean 'paper'?"),
     ],
-)  # fmt: skip
+)
 def test_unknown_names_give_the_nearest(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         Transfer.of(resolve([], [override, "data.train_limit=4"]))

@@ -20,7 +20,7 @@ from semalign.config.read import resolve
 from semalign.config.sections import Extraction, Lora, Loss, Seeking, Training
 from semalign.data.batches import pad
 from semalign.data.dataset import Dataset
-from semalign.data.tokens import Tokens, fingerprint, tokenise, translate
+from semalign.data.tokens import Tokens, fingerprint, tokenise, translate_tokens
 from semalign.errors import UserError
 from semalign.methods import Transfer
 from semalign.methods.laten import transfer as laten
@@ -93,7 +93,7 @@ def seeking(update: Update, workspace: Workspace, **settings: object) -> Update:
     factors = SensitiveFactors(
         teacher=model(TEACHER),
         student=update.student,
-        rows=Dataset(translate(update.rows.tokens[:4], overlap.student_to_teacher)),
+        rows=Dataset(translate_tokens(update.rows.tokens[:4], overlap.student_to_teacher)),
         shared=overlap,
         seeking=Seeking(rank=4, **settings),
     )
@@ -227,7 +227,7 @@ def test_latens_saved_student_answers_as_the_hooked_one(rows: list[Tokens], tmp_
     tokenizer = load_tokenizer(STUDENT)
     overlap = vocabulary_overlap(tokenizer, load_tokenizer(TEACHER))
     config = effective(planned("method=laten", "laten.lr=0.01"))
-    made = laten.transfer(
+    made = laten.translate_neurons(
         teacher,
         student,
         train=rows,
@@ -292,11 +292,7 @@ def test_13b_to_7b_is_planned_without_the_models(
     costs = [[a.cost().memory for a in recipe.artifacts] for recipe in transfer.possible()]
     largest = max(max(memory) for memory in costs)
     assert low < largest < high
-    result = next(transfer.possible()).result
-    if isinstance(result, LatenStudent):
-        assert result.parameters == trained
-    else:
-        assert result.adaptation.parameters(result.student) == trained
+    assert next(transfer.possible()).result.trained_parameters == trained
 
 
 def test_latens_dense_deltas_are_avoided() -> None:

@@ -15,7 +15,7 @@ from semalign.errors import UserError
 from semalign.methods.seeking.factors import (
     Factors,
     best_window,
-    layer_scores,
+    layer_sensitivities,
     low_rank,
     seek,
     sensitivity,
@@ -133,7 +133,7 @@ def test_sensitivities_equal_one_gradient_at_a_time(family: str) -> None:
         whole = kept and name.endswith(".weight")
         torch.testing.assert_close(total, expected[name] if whole else expected[name].sum())
     scores = [reference.layer_score(expected, layer) for layer in range(3)]
-    assert layer_scores(model, found) == pytest.approx(scores)
+    assert layer_sensitivities(model, found) == pytest.approx(scores)
 
 
 def test_sensitivities_of_a_low_precision_teacher_are_float32() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from semalign.errors import UserError
 from semalign.models.decoder import capture, find_decoder, run_base, verify_structure
 from semalign.models.fingerprints import model_fingerprint, tokenizer_fingerprint
-from semalign.models.loading import load_config, load_model, load_tokenizer, resolve
+from semalign.models.loading import load_config, load_model, load_tokenizer, model_folder
 from semalign.models.vocabulary import vocabulary_overlap
 from tests.models.architectures import (
     make_config,
@@ -151,17 +151,17 @@ def test_a_model_spread_over_memory_and_disk_computes_the_same(
 
 def test_missing_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        resolve(tmp_path / "nowhere")
+        model_folder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="model 'zoo/nothing' is not shipped"):
-        resolve("zoo/nothing")
+        model_folder("zoo/nothing")
     with pytest.raises(UserError, match=r"holds no config\.json"):
-        resolve(tmp_path)
+        model_folder(tmp_path)
 
 
 def test_a_hub_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="neither an existing folder nor available from the model"):
-        resolve("nobody/no-such-model")
+        model_folder("nobody/no-such-model")
 
 
 def test_a_checkpoint_without_lm_head_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import find_decoder, sublayer
 from semalign.models.loading import load_model
-from semalign.stages.attribution import attribute
+from semalign.stages.attribution import attribution_scores
 
 
 @pytest.mark.parametrize("granularity", ["block", "attn", "mlp"])
@@ -19,7 +19,9 @@ def test_scores(
     family: dict[str, Path], tokens: list[Tokens], granularity: str, aggregation: str
 ) -> None:
     model = load_model(family["teacher"], dtype="float32")
-    found = attribute(model, tokens, granularity=granularity, aggregation=aggregation, batch_size=3)
+    found = attribution_scores(
+        model, tokens, granularity=granularity, aggregation=aggregation, batch_size=3
+    )
     decoder = find_decoder(model.requires_grad_(True))
     expected = [0.0] * len(decoder.layers)
     for example in tokens:

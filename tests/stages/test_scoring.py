@@ -18,10 +18,11 @@ from semalign.artifacts.records import (
     read_records,
     write_records,
 )
+from semalign.config.sections import Sandbox
 from semalign.errors import UserError
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Records
-from semalign.stages.scoring import Generation, SandboxLimits, choice_ids, judge, requests
+from semalign.stages.scoring import Generation, choice_ids, judge, requests
 from semalign.tasks import TASKS, Example
 from semalign.tasks.protocols import find_protocol
 
@@ -111,7 +112,7 @@ def judged(task: str, row: dict[str, Any], said: list[Generation], **how: Any) -
     protocol = how.pop("protocol", PAPER)
     items = examples(task, row, len(said))
     asked = requests(items, tokens, protocol, max_model_len=99)
-    limits = SandboxLimits(workers=2)
+    limits = Sandbox(num_workers=2)
     return judge(items, asked, said, split="dev", protocol=protocol, sandbox=limits, **how)
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from semalign import zoo
-from semalign.artifacts.activations import ActivationStore, Column, Identity
+from semalign.artifacts.activations import Column
+from semalign.artifacts.artifact import Workspace
+from semalign.artifacts.host import Host
 from semalign.core.pairing import Pair, pair_layers
 from semalign.errors import UserError
-from semalign.models.loading import load_model
-from semalign.stages.extraction import extract_shard
-from semalign.stages.plan import known_pairs
-from semalign.stages.supervision import teacher_columns
-from semalign.stages.sweep_plan import SweepPlan, method_rows, plan_sweep, rows
-from semalign.stages.trial_plan import contents, share_inputs
+from semalign.stages.extraction import Activations
+from semalign.stages.supervision import interfaces, teacher_columns
 from semalign.sweep.file import load_sweep
+from semalign.sweep.plan import SharedArtifact, SweepPlan, method_rows, plan_sweep, sweep_rows
+from semalign.sweep.transfers import contents, transfers
 from semalign.sweep.trials import Trial, trials
 from semalign.tasks import load_split
 
@@ -41,6 +41,19 @@ def make(tmp_path: Path, family: dict[str, Path]) -> Make:
         return trials(load_sweep(file, [*models, *small, *overrides]))
 
     return load
+
+
+def extractions(plan: SweepPlan) -> tuple[SharedArtifact, ...]:
+    return plan.of_stage("extract")
+
+
+def prefixes(plan: SweepPlan) -> tuple[SharedArtifact, ...]:
+    return plan.of_stage("prefix")
+
+
+def columns_of(shared: SharedArtifact) -> frozenset[Column]:
+    assert isinstance(shared.artifact, Activations)
+    return shared.artifact.columns
 
 
 def pairs_of(trial: Trial, critical: tuple[int, ...]) -> list[Pair]:
@@ -66,7 +79,7 @@ def brute_force(
         needed = teacher_columns(
             pairs,
             trial.config.loss,
-            trial.config.interfaces,
+            interfaces(trial.config.extraction),
             num_layers=TEACHER_LAYERS,
             extra_layers=[layer - 1 for layer in trial.config.extraction.layers],
         )
@@ -95,21 +108,24 @@ def test_known_pairs_give_the_union_column_by_column(make: Make) -> None:
     found = make(KNOWN, "extraction.layers=[1]")
     plan = plan_sweep(found)
     assert plan.exact and plan.decided
-    assert len(plan.extractions) == len(plan.prefixes) == 2  # one a task
-    for planned in plan.extractions:
+    assert len(extractions(plan)) == len(prefixes(plan)) == 2  # one a task
+    for planned in extractions(plan):
         mine = [trial for trial in found if trial.id in planned.trials]
         columns, first = brute_force(mine, (0, 1))
-        assert {(c.layer, c.interface) for c in planned.columns} == columns
-        [prefix] = [p for p in plan.prefixes if p.trials == planned.trials]
-        assert {c.layer for c in prefix.columns} == first
+        assert {(c.layer, c.interface) for c in columns_of(planned)} == columns
+        [prefix] = [p for p in prefixes(plan) if set(p.trials) == set(planned.trials)]
+        assert {c.layer for c in columns_of(prefix)} == first
         assert planned.naive == sum(len(brute_force([trial], (0, 1))[0]) for trial in mine)
-    assert plan.once.columns == sum(len(p.columns) for p in plan.extractions)
-    assert plan.naive.columns == sum(p.naive for p in plan.extractions)
-    assert plan.once.attributions == 2 and plan.once.maps == 1
-    assert plan.once.trainings == plan.trials == len(found)
+    assert plan.once.columns == sum(len(columns_of(p)) for p in extractions(plan))
+    assert plan.naive.columns == sum(p.naive for p in extractions(plan))
+    assert plan.once.attributions == 0 and plan.once.maps == 1
+    assert len(plan.trials) == len(found) == 216
+    # without an alignment term the interface has no part in a training
+    assert plan.once.trainings == 216 - 216 // 3 * 2 // 3
 
 
 UNDECIDED = """
+base: {{pairing.strategy: last}}
 axes:
   loss.gamma: [0, 1]
   pairing.strategy: [{strategies}]
@@ -125,22 +141,23 @@ axes:
         "proportional",
         "interpolated",
         "reverse, cka",
-        "attributed, proportional, interpolated, cka, reverse, last",
+        "attributed, proportional, interpolated, cka, reverse",
     ],
 )
 def test_whatever_attribution_finds_needs_no_more_than_planned(make: Make, strategies: str) -> None:
     found = make(UNDECIDED.format(strategies=strategies))
     plan = plan_sweep(found)
-    [extraction], [prefix] = plan.extractions, plan.prefixes
+    [extraction], [prefix] = extractions(plan), prefixes(plan)
     most, most_first = 0, 0
     for critical in itertools.permutations(range(TEACHER_LAYERS), 2):
         columns, first = brute_force(found, critical)
         most, most_first = max(most, len(columns)), max(most_first, len(first))
         assert max(layer for layer, _ in columns) < TEACHER_LAYERS
-    assert most <= plan.once.columns == len(extraction.columns) + extraction.undecided
-    assert most_first <= plan.once.prefixes == len(prefix.columns) + prefix.undecided
+    assert most == plan.once.columns == extraction.count.most
+    assert most_first <= plan.once.prefixes == prefix.count.most
+    assert "cka" in strategies or most_first == plan.once.prefixes
     assert plan.once.columns <= TEACHER_LAYERS * 2 + 1 and plan.once.prefixes <= STUDENT_LAYERS
-    assert not plan.exact and rows(plan)[1][2][1].startswith("≤")
+    assert not plan.exact and sweep_rows(plan)[1][2][1].startswith("≤")
 
 
 def test_one_undecided_layer_is_one_column_whichever_it_is(make: Make) -> None:
@@ -153,16 +170,16 @@ def test_one_undecided_layer_is_one_column_whichever_it_is(make: Make) -> None:
 
 
 def test_what_no_term_of_the_loss_needs_is_not_planned(make: Make) -> None:
-    alone = plan_sweep(make("base: {loss.alpha: 0}\naxes: {alignment.map: [cosine, dual]}"))
+    alone = plan_sweep(make("base: {loss.alpha: 0}\naxes: {loss.beta: [1, 2]}"))
     assert (alone.once.extractions, alone.once.columns, alone.once.maps) == (0, 0, 0)
-    assert alone.extractions == () and alone.once.prefixes == 1 and alone.exact
+    assert extractions(alone) == () and alone.once.prefixes == 1 and alone.exact
     only_kl = plan_sweep(make("base: {loss: {alpha: 0, gamma: 1}}"))
-    assert only_kl.extractions[0].columns == (Column(TEACHER_LAYERS - 1, "final"),)
+    assert columns_of(extractions(only_kl)[0]) == {Column(TEACHER_LAYERS - 1, "final")}
     assert only_kl.once.maps == 0 and only_kl.exact
     fisher = plan_sweep(make("base: {loss.objective: fisher}"))
     assert (fisher.once.columns, fisher.once.maps) == (1, 0)
     both = plan_sweep(make("base: {loss.gamma: 1}"))
-    assert (both.once.columns, both.extractions[0].undecided) == (2, 1) and both.exact
+    assert (both.once.columns, len(columns_of(extractions(both)[0]))) == (2, 4) and both.exact
 
 
 def test_labels_share_an_extraction_and_wrong_ones_do_not(make: Make) -> None:
@@ -180,36 +197,19 @@ def test_bytes_are_those_of_the_files(make: Make, tmp_path: Path) -> None:
         "axes: {pairing.explicit: [[[1, 1]], [[4, 2], [2, 3]]], extraction.positions: "
         "[all, answer], extraction.dtype: [bfloat16, float32]}\nbase: {pairing.strategy: last}"
     )
-    inputs = share_inputs(found)
-    plan = plan_sweep(found, inputs)
-    by_id = {trial.id: trial for trial in found}
+    plan = plan_sweep(found, transfers(found))
+    workspace = Workspace(tmp_path / "work")
+    host = Host(workspace)
     written = 0
-    for planned in (*plan.extractions, *plan.prefixes):
-        config, given = by_id[planned.trials[0]].config, inputs[planned.trials[0]]
-        of_teacher = planned.model == config.teacher
-        tokens = given.train_teacher if of_teacher else given.train
-        model = load_model(planned.model, dtype=config.dtype)
-        identity = Identity(
-            model=planned.model,
-            tokenizer="",
-            dataset="",
-            examples=len(tokens),
-            positions=config.extraction.positions if of_teacher else "all",
-            dtype=config.extraction.dtype if of_teacher else config.dtype,
-            compute_dtype=config.dtype,
-            width=model.config.hidden_size,
-            shard_examples=config.extraction.shard_examples,
-        )
-        store = ActivationStore(tmp_path / "stores" / str(written), identity)
-        for shard, columns in store.missing(planned.columns).items():
-            mine = [tokens[index] for index in store.shard_of(shard)]
-            extract_shard(model, store, shard, columns, mine, batch_tokens=4096)
-        store.commit(planned.columns)
-        assert store.bytes(planned.columns) == planned.step.disk
-        written += planned.step.disk
-    files = (tmp_path / "stores").rglob("*.safetensors")
-    assert plan.exact
-    assert plan.once.stored == written == sum(file.stat().st_size for file in files)
+    for planned in (*extractions(plan), *prefixes(plan)):
+        store, folder = planned.artifact, workspace.place(planned.artifact)
+        assert isinstance(store, Activations)
+        store.make(folder, host)
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        assert size == planned.step.cost.disk
+        written += size
+    assert plan.exact and len(extractions(plan)) == 4 and len(prefixes(plan)) == 1
+    assert plan.once.stored == written
 
 
 def test_trials_share_what_is_equal(make: Make) -> None:
@@ -219,10 +219,10 @@ def test_trials_share_what_is_equal(make: Make) -> None:
         "{small: {training.lora.rank: 4}, whole: {training.adapter: full}}}}\nseeds: [0, 1, 2]"
     )
     plan = plan_sweep(found)
-    assert (plan.trials, plan.settings, plan.seeds) == (27, 9, 3)
+    assert (len(plan.trials), plan.settings, plan.seeds) == (27, 9, 3)
     once, naive = plan.once, plan.naive
-    assert (once.attributions, once.extractions, once.columns, once.prefixes) == (1, 1, 1, 1)
-    assert (naive.attributions, naive.extractions, naive.columns, naive.prefixes) == (27,) * 4
+    assert (once.attributions, once.extractions, once.columns, once.prefixes) == (0, 1, 1, 1)
+    assert (naive.extractions, naive.columns, naive.prefixes) == (27,) * 3
     assert (once.maps, naive.maps) == (2, 27)
     assert once.engines == 1 + 12  # the student with its adapters, each merged student
     assert naive.engines == 2 * 27 + 12  # and the teacher
@@ -250,20 +250,20 @@ def test_a_comparison_scores_students_and_teachers_on_every_task(make: Make) -> 
 
 
 def test_hardware_and_repeats_train_once(make: Make) -> None:
-    found = make("axes: {training.num_workers: [1, 2], extraction.layers: [[], [2]]}")
-    assert len(found) == 4
+    found = make("axes: {extraction.layers: [[], [2]]}", "training.num_workers=2")
+    assert len(found) == 2 and found[0].id == make("axes: {}")[0].id
     assert plan_sweep(found).once.trainings == 1
     assert plan_sweep(make("axes: {pairing.strategy: [cka, attributed]}")).once.maps == 1
 
 
 def test_inputs_are_read_once(make: Make) -> None:
     found = make("axes: {loss.alpha: [0.1, 1], data.task: [mmlu, gsm8k]}\nseeds: [0, 1]")
-    inputs = share_inputs(found)
-    assert len({id(each.train) for each in inputs.values()}) == 2
-    assert [trial.id for trial in found] == list(inputs)
+    read = transfers(found)
+    assert len({id(each.inputs) for each in read.values()}) == 2
+    assert [trial.id for trial in found] == list(read)
 
 
-def test_what_inputs_lack_is_said(make: Make) -> None:
+def test_what_inputs_lack_is_reported(make: Make) -> None:
     for axes, message in (
         ("pairing.strategy: [attribted]", "pairing.strategy=attribted: did you mean 'attributed'?"),
         ("pairing.explicit: [[[6, 1]]]", "pairing.explicit: teacher layer 6 is out of range"),
@@ -279,22 +279,25 @@ def test_what_inputs_lack_is_said(make: Make) -> None:
 
 def test_random_pairs_do_not_wait_for_attribution(make: Make) -> None:
     found = make("base: {pairing.strategy: random, attribution.top_n: 2}\nseeds: [0, 1, 2, 3]")
-    inputs = share_inputs(found)
+    read = transfers(found)
+    plan = plan_sweep(found, read)
+    assert plan.exact and plan.decided and plan.once.attributions == 0
     for trial in found:
-        known = known_pairs(trial.config, inputs[trial.id])
+        [recipe] = read[trial.id].possible()
         for critical in itertools.permutations(range(TEACHER_LAYERS), 2):
-            assert list(known or ()) == pairs_of(trial, critical)
+            assert list(recipe.pairs) == pairs_of(trial, critical)
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_every_shipped_sweep_plans(file: Path) -> None:
     assert file.read_text().startswith("# ")
     plan: SweepPlan = plan_sweep(trials(load_sweep(file)))
-    assert plan.once.attributions < plan.trials or plan.trials < 7
+    number = len(plan.trials)
+    assert plan.once.attributions < number or number < 7
     assert plan.once.columns <= 12 and plan.once.extractions <= 4
     assert plan.once.stored < plan.naive.stored
-    head, body = rows(plan)
-    assert f"{plan.trials} trials" in head[0]
+    head, body = sweep_rows(plan)
+    assert f"{number} trials" in head[0]
     assert all(len(row) == 3 for row in body)
 
 
@@ -313,8 +316,8 @@ def test_all_shipped_sweeps_are_known() -> None:
 def test_columns_count_from_0(make: Make) -> None:
     [trial] = make("base: {pairing: {strategy: explicit, explicit: [[5, 3]]}}")
     plan = plan_sweep([trial])
-    assert plan.extractions[0].columns == (Column(4, "mlp"),)
-    assert plan.prefixes[0].columns == (Column(2, "input"),)
+    assert columns_of(extractions(plan)[0]) == {Column(4, "mlp")}
+    assert columns_of(prefixes(plan)[0]) == {Column(2, "input")}
 
 
 @pytest.mark.parametrize("name", ["table1", "table2"])
@@ -325,10 +328,10 @@ def test_the_papers_own_models_are_planned_without_them(name: str) -> None:
     assert "meta-llama/Llama-2-7b-chat-hf" in plan.absent
     assert len(plan.absent) == {"table1": 2, "table2": 4}[name]
     _, body = method_rows(plan, "method")
-    said = {method: (trained, largest) for method, trained, _, _, largest in body}
-    assert said["seeking"][0] == "39,976,960" and said["seeking"][1].endswith("(seek)")
-    assert said["laten"][0] == "188,743,680" and said["laten"][1].endswith("(translate)")
-    assert said["semalign"][0] == said["sft"][0] == said["logit-kd"][0] == "745,472"
+    shown = {method: (trained, largest) for method, trained, _, _, largest in body}
+    assert shown["seeking"][0] == "39,976,960" and shown["seeking"][1].endswith("(seek)")
+    assert shown["laten"][0] == "188,743,680" and shown["laten"][1].endswith("(translate)")
+    assert shown["semalign"][0] == shown["sft"][0] == shown["logit-kd"][0] == "745,472"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -338,9 +341,9 @@ def test_other_rows_under_the_same_name_are_another_sweep(
     root = tmp_path / "data"
     shutil.copytree(zoo.path("zoo/data"), root)
     found = make("axes: {loss.alpha: [0, 0.1]}", f"data.root={root}")
-    before = contents(found, share_inputs(found))
-    assert contents(found, share_inputs(found)) == before
+    before = contents(transfers(found))
+    assert contents(transfers(found)) == before
     file = root / "mmlu" / f"{split}.jsonl"
     first, rest = file.read_text().split("\n", 1)
     file.write_text(first.replace("?", "??", 1).replace(".", "..", 1) + "\n" + rest)
-    assert contents(found, share_inputs(found)) != before
+    assert contents(transfers(found)) != before

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from semalign.methods.method import method_of
 from semalign.sweep.file import Sweep, load_sweep
 from semalign.sweep.search import ROUND, Point, suggest
-from semalign.sweep.trials import count, extremes, make_trial, trials
+from semalign.sweep.trials import Trial, count, extremes, make_trial, trials
 
 pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
@@ -31,6 +32,10 @@ def sweep(tmp_path: Path) -> Sweep:
     return load_sweep(file)
 
 
+def rank(trial: Trial) -> int | None:
+    return method_of(trial.config).rank(trial.config)
+
+
 def score(point: Point) -> float:
     """Best at alpha = 0.8 with the attention."""
     bonus = 0.2 if point["extraction.interface"].value == "attn" else 0.0
@@ -50,7 +55,7 @@ def test_suggestions_are_in_the_space_and_as_many_as_asked(sweep: Sweep) -> None
     for point, _ in found:
         trial = make_trial(sweep, point, 0)
         assert 0 <= trial.config.loss.alpha <= 1
-        assert 1e-4 <= trial.config.lr <= 1e-2
+        assert 1e-4 <= trial.config.training.lr <= 1e-2
         assert 2 <= trial.config.training.lora.rank <= 8
 
 
@@ -73,22 +78,24 @@ def test_a_point_without_a_score_is_passed_over(sweep: Sweep) -> None:
 
 
 def test_extremes_bound_what_may_be_asked_for(sweep: Sweep) -> None:
-    ranks = [trial.config.adapter_rank for trial in extremes(sweep)]
+    ranks = [rank(trial) for trial in extremes(sweep)]
     assert max(rank or 0 for rank in ranks) == 16  # the base's own
     assert {trial.config.extraction.interface for trial in extremes(sweep)} == {"mlp", "attn"}
 
 
 def test_extremes_join_what_different_axes_set(tmp_path: Path) -> None:
-    """A rank counts only beside LoRA. With alpha, or for Seeking alone, beta cannot be 0."""
+    """Every case with each end of the rank; with alpha alone beta may be 0."""
     file = tmp_path / "search.yaml"
     file.write_text(
-        "base: {training.adapter: full}\naxes:\n  training.adapter: [full, lora]\n"
-        "  training.lora.rank: {randint: [2, 64]}\n  seeking.rank: [1, 200]\n"
-        "  method: [semalign, seeking]\n  loss.alpha: {uniform: [0, 1]}\n"
-        "  loss.beta: {uniform: [0, 1]}\nsamples: 3\nsearch: optuna\n"
+        "axes:\n  kind: {cases: {lora: {loss.alpha: 0.3}, sft: {method: sft}}}\n"
+        "  training.lora.rank: {randint: [2, 64]}\n  loss.beta: {uniform: [0, 1]}\n"
+        "samples: 3\nsearch: optuna\n"
     )
-    found = {trial.config.adapter_rank for trial in extremes(load_sweep(file))}
-    assert found == {None, 16, 32, 2, 64, 400}
+    found = extremes(load_sweep(file))
+    assert {rank(trial) for trial in found} == {16, 2, 33, 64}
+    ends = {(trial.config.method, rank(trial)) for trial in found}
+    assert {(method, end) for method in ("semalign", "sft") for end in (2, 64)} < ends
+    assert {trial.config.loss.beta for trial in found} == {1.0, 0.5, 0.0}
 
 
 def test_random_points_stand_for_the_suggestions_in_a_plan(sweep: Sweep) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from semalign.config.read import resolve
 from semalign.errors import UserError
+from semalign.methods.method import effective, used_settings
 from semalign.sweep.axes import Range
 from semalign.sweep.file import Sweep, load_sweep
 from semalign.sweep.trials import count, trials
@@ -42,7 +43,11 @@ def test_a_grid_with_seeds(load: Load) -> None:
         for seed in (0, 1)
     ]
     first = trials(sweep)[0]
-    assert (first.config.loss.alpha, first.config.loss.beta, first.config.lr) == (0.1, 1, 3e-3)
+    assert (first.config.loss.alpha, first.config.loss.beta, first.config.training.lr) == (
+        0.1,
+        1,
+        3e-3,
+    )
     assert first.axes == {"loss.alpha": 0.1, "loss.beta": 1.0}
     assert first.base and not trials(sweep)[2].base  # 0.1 and 1 are the defaults
 
@@ -56,7 +61,7 @@ def test_the_base_is_a_trial_unless_it_is_among_them(load: Load) -> None:
 def test_equal_configurations_are_one_trial_with_the_first_label(load: Load) -> None:
     sweep = load(
         "axes:\n  loss.alpha: [0, 0.03, 0.1]\n  variant:\n    cases:\n"
-        "      cross-entropy: {loss.alpha: 0}\n      dual: {alignment: {map: dual}}\n"
+        "      cross-entropy: {loss.alpha: 0}\n      dual: {loss: {beta: 2}}\n"
     )
     assert count(sweep) == 6
     assert [label for label, _ in labels(sweep)] == [
@@ -149,7 +154,9 @@ def test_overrides_of_base_and_sweep(load: Load) -> None:
         "sweep.select.mode=min",
         "sweep.scheduler.asha.grace_epochs=2",
     )
-    assert [(t.label, t.seed, t.config.epochs, t.config.loss.beta) for t in trials(sweep)] == [
+    assert [
+        (t.label, t.seed, t.config.training.epochs, t.config.loss.beta) for t in trials(sweep)
+    ] == [
         ("base", 3, 2, 2.0),
         ("loss.alpha=0.5, loss.beta=1", 3, 2, 1.0),
     ]
@@ -161,7 +168,7 @@ def test_overrides_of_base_and_sweep(load: Load) -> None:
 def test_every_trial_is_a_configuration_of_its_own(load: Load, tmp_path: Path) -> None:
     trial = trials(load("axes: {loss.alpha: [1]}\n"))[1]
     by_hand = ["training.lr=3e-3", "evaluation.tasks=[mmlu]", "loss.alpha=1"]
-    assert trial.config == resolve([], by_hand)
+    assert trial.config == effective(resolve([], by_hand))
 
 
 @pytest.mark.parametrize(
@@ -250,6 +257,26 @@ def test_every_trial_is_a_configuration_of_its_own(load: Load, tmp_path: Path) -
             "scheduler.hyperband: unknown key; expected one of: scheduler.asha",
         ),
         ("search: grid", "search='grid': expected one of: optuna, random"),
+        (
+            "axes: {training.num_workers: [1, 2]}",
+            "axes.training.num_workers: training.num_workers cannot be an axis; it decides where a",
+        ),
+        (
+            "axes: {extraction: [{num_actors: 2}]}",
+            "axes.extraction: extraction.num_actors cannot be an axis; it decides where a run goes",
+        ),
+        (
+            "axes: {v: {cases: {a: {attribution.batch_size: 2}}}}",
+            "axes.v.cases.a: attribution.batch_size cannot be an axis; it decides where a run goes",
+        ),
+        ("axes: {method: [sft, smealign]}", "axes.method: method=smealign: did you mean 'semalign"),
+        ("axes: {pairing.strategy: [lst]}", "axes.pairing.strategy: pairing.strategy=lst: did you"),
+        (
+            "axes: {v: {cases: {a: {loss.objective: fishr}}}}",
+            "axes.v: loss.objective=fishr: did you mean 'fisher'?",
+        ),
+        ("axes: {alignment.map: [dul]}", "axes.alignment.map: alignment.map=dul: did you mean 'd"),
+        ("axes: {data.task: [mmlu, gsm]}", "axes.data.task: data.task=gsm: did you mean 'gsm8k'?"),
     ],
 )
 def test_bad_files(load: Load, tmp_path: Path, text: str, message: str) -> None:
@@ -266,6 +293,8 @@ def test_bad_bases(tmp_path: Path) -> None:
         ("base: {loss: {alpha: much}}", "base: loss.alpha='much': Input should be a valid number"),
         ("base: {seed: 3}", "base.seed: the seeds are an axis of their own"),
         ("base: 3", "base=3: expected a mapping of settings"),
+        ("base: {method: sftt}", "base: method=sftt: did you mean 'sft'?"),
+        ("base: {evaluation.tasks: [mlu]}", "base.evaluation.tasks: data.task=mlu: did you mean"),
     ):
         file.write_text(text)
         with pytest.raises(UserError) as error:
@@ -289,12 +318,12 @@ def test_bad_overrides(load: Load) -> None:
         ("axes: {loss.alpha: [1, -1]}", "trial loss.alpha=-1: loss.alpha=-1: Input should be"),
         (
             "axes: {loss.alpha: [0, 1], loss.beta: [0]}",
-            "trial loss.alpha=0, loss.beta=0: loss={'alpha': 0, 'beta': 0}: alpha, beta and gam",
+            "trial loss.alpha=0, loss.beta=0: loss: alpha, beta and gamma are all 0: ther",
         ),
         ("axes: {loss.alpha: [2020-01-01]}", 'trial loss.alpha="2020-01-01": loss.alpha=datetime'),
         (
             "axes: {v: {cases: {few: {alignment.map: dual, alignment.top_k: 3}}}}",
-            "trial v=few: alignment={'map': 'dual', 'top_k': 3}: top_k chooses",
+            "trial v=few: alignment.top_k: chooses among Eq. 1's coefficients, which alignment.map",
         ),
     ],
 )
@@ -302,6 +331,47 @@ def test_a_bad_trial_is_named(load: Load, text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         trials(load(text + "\n"))
     assert str(error.value).startswith(f"sweep try: {message}")
+
+
+def test_runtime_settings_and_those_without_effect_make_no_other_trial(load: Load) -> None:
+    text = "axes: {loss.alpha: [0.1, 1]}\nseeds: [0, 1]\n"
+    ids = [trial.id for trial in trials(load(text))]
+    for runtime in (
+        "training.num_workers=2",
+        "extraction.shard_examples=8",
+        "attribution.batch_size=1",
+    ):
+        assert [trial.id for trial in trials(load(text, runtime))] == ids
+    methods = "axes: {method: [sft, semalign]}\n"
+    plain, ranked = trials(load(methods)), trials(load(methods, "loss.alpha=0.3"))
+    assert [t.id == o.id for t, o in zip(plain, ranked, strict=True)] == [True, False]
+    assert plain[0].config == ranked[0].config and plain[0].axes["method"] == "sft"
+
+
+def test_a_setting_of_an_axis_without_effect_is_refused(load: Load) -> None:
+    sweep = load("axes: {loss.alpha: [0, 0.1], alignment.map: [cosine, dual]}\n")
+    with pytest.raises(UserError) as error:
+        trials(sweep)
+    assert str(error.value) == (
+        "sweep try: trial loss.alpha=0, alignment.map=dual: alignment.map=dual: has no effect with "
+        "loss.alpha=0; leave it out"
+    )
+
+
+def test_a_setting_of_the_base_is_used_in_some_trial(load: Load) -> None:
+    used = load("axes: {loss.alpha: [0, 0.1]}\n", "alignment.map=dual")
+    maps = [used_settings(trial.config).get("alignment.map") for trial in trials(used)]
+    assert maps == [None, "dual"]
+    for text, override, message in (
+        ("axes: {loss.beta: [1, 2]}\n", ["loss.alpha=0", "alignment.map=dual"],
+         "sweep try: base: alignment.map=dual: has no effect in any trial, here with loss.alpha=0"),
+        ("axes: {method: [sft, sft-all]}\n", ["method=logit-kd", "seeking.rank=4"],
+         "sweep try: base: seeking.rank=4: has no effect in any trial, here with method=logit-kd"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            trials(load(text, *[o for o in override if not o.startswith("method=")]))
+        assert str(error.value).startswith(message.partition(", here")[0])
+        assert str(error.value).endswith("; leave it out")
 
 
 def test_too_many_trials_are_counted_not_made(load: Load) -> None:
@@ -339,7 +409,7 @@ def test_methods_side_by_side_are_scored_on_their_own_task(load: Load) -> None:
 
 def test_models_take_the_place_of_base_and_axes(load: Load) -> None:
     found = trials(load(COMPARED, BOTH, "models=other"))
-    assert {(t.config.student, t.config.lr, t.config.data.task) for t in found} == {
+    assert {(t.config.student, t.config.training.lr, t.config.data.task) for t in found} == {
         ("zoo/teacher", 3e-4, "mbpp")
     }
 

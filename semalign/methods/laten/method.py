@@ -22,7 +22,7 @@ from semalign.methods.laten.transfer import (
     labelled_rows,
     neuron_counts,
     planned_steps,
-    transfer,
+    translate_neurons,
 )
 from semalign.methods.method import Method, Recipe, register_method
 from semalign.models.injection import find_modules
@@ -154,7 +154,7 @@ class LatenStudent(Artifact):
         trust = self.student.trust_remote_code
         tokenizer = load_tokenizer(self.student.path, trust_remote_code=trust)
         special = set(tokenizer.all_special_ids)
-        made = transfer(
+        made = translate_neurons(
             teacher,
             student,
             train=self.train.tokens,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semalign.errors import UserError, nearest
 from semalign.methods.laten.trace import (
-    KINDS,
+    NEURON_KINDS,
     Kind,
     Query,
     Trace,
@@ -70,9 +70,9 @@ def locate(
     traces = [trace(decoder, query) for query in queries]
     lens = LogitLens.of(decoder)
     scales = torch.stack([lens.scale(seen, readout) for seen in traces])
-    sublayers = [layer_scores(lens, *pair) for pair in zip(traces, scales, strict=True)]
+    sublayers = [sublayer_scores(lens, *pair) for pair in zip(traces, scales, strict=True)]
     found: list[Located] = [{} for _ in queries]
-    for kind in KINDS:
+    for kind in NEURON_KINDS:
         layers = [_best_layers(scores[kind], num_layers) for scores in sublayers]
         ranked: list[list[Tensor]] = [[] for _ in queries]
         for layer in range(len(decoder.layers)):
@@ -160,7 +160,7 @@ def log_p(logits: Tensor, targets: Tensor) -> Tensor:
     return chosen - logits.logsumexp(dim=-1)
 
 
-def layer_scores(lens: LogitLens, seen: Trace, scale: Tensor) -> dict[Kind, Tensor]:
+def sublayer_scores(lens: LogitLens, seen: Trace, scale: Tensor) -> dict[Kind, Tensor]:
     """(L,) of each kind: what the sublayer as a whole does to log p(w)."""
     target = torch.full((len(seen.inputs),), seen.target, device=seen.inputs.device)
     between = seen.inputs + seen.attn

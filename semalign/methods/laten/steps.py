@@ -14,7 +14,7 @@ from semalign.config.sections import Laten
 from semalign.core.losses import supervised_cross_entropy
 from semalign.errors import Diverged
 from semalign.methods.laten.hypernet import Move, injected, size_penalty, translate
-from semalign.methods.laten.trace import Row
+from semalign.methods.laten.trace import LatenRow
 from semalign.models.decoder import Decoder, logits, run_base
 
 _BETAS = (0.9, 0.95)
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Step:
+class HypernetworkStep:
     """One optimiser step, counted from 1: means over the pool. loss = cross_entropy + size_penalty
     * penalty, where penalty is the sum over module names of mean(delta^2).
     """
@@ -41,14 +41,14 @@ def train_hypernetwork(
     net: nn.ModuleDict,
     student: Decoder,
     wanted: Sequence[Sequence[Move]],
-    examples: Sequence[Row],
-    align: Sequence[Row],
+    examples: Sequence[LatenRow],
+    align: Sequence[LatenRow],
     *,
     cycle: int,
     settings: Laten,
     seed: int,
-    on_step: Callable[[Step], None] | None = None,
-) -> list[Step]:
+    on_step: Callable[[HypernetworkStep], None] | None = None,
+) -> list[HypernetworkStep]:
     """A step for each of `wanted`, the moves located by the example of the same index.
 
     Its pool is that example and `settings.pool` - 1 rows of `align`, drawn anew from `seed` and the
@@ -58,7 +58,7 @@ def train_hypernetwork(
     """
     decay = settings.weight_decay
     optimizer = torch.optim.AdamW(net.parameters(), betas=_BETAS, weight_decay=decay)
-    history: list[Step] = []
+    history: list[HypernetworkStep] = []
     for step, (targets, example) in enumerate(zip(wanted, examples, strict=True)):
         lr, beta1 = one_cycle(step, cycle, settings.lr)
         for group in optimizer.param_groups:
@@ -71,7 +71,7 @@ def train_hypernetwork(
             names = ", ".join(row.id for row in pool[-8:])
             raise Diverged(f"loss is {loss} at step {step + 1}; among the examples {names}")
         optimizer.step()
-        history.append(Step(step + 1, example.id, loss, entropy, penalty, lr))
+        history.append(HypernetworkStep(step + 1, example.id, loss, entropy, penalty, lr))
         if on_step is not None:
             on_step(history[-1])
     return history
@@ -96,7 +96,7 @@ def accumulate(
     net: nn.ModuleDict,
     student: Decoder,
     wanted: Sequence[Move],
-    pool: Sequence[Row],
+    pool: Sequence[LatenRow],
     weight: float,
 ) -> tuple[float, float]:
     """Gradients of sum over the pool of (cross-entropy + weight * penalty) into net's parameters.
@@ -121,7 +121,7 @@ def accumulate(
     return entropy, penalty.item()
 
 
-def answer_loss(student: Decoder, row: Row) -> Tensor:
+def answer_loss(student: Decoder, row: LatenRow) -> Tensor:
     """Mean cross-entropy of all answer tokens of one row, the first one too."""
     ids = torch.tensor([row.ids])
     hidden = run_base(student, ids, torch.ones_like(ids))

@@ -21,13 +21,13 @@ from semalign.methods.checks import check_model
 from semalign.models.decoder import Decoder, run_base, sublayer
 
 Kind = Literal["ffn", "attn"]
-KINDS: tuple[Kind, ...] = ("ffn", "attn")
+NEURON_KINDS: tuple[Kind, ...] = ("ffn", "attn")
 PROJECTIONS = {"up_proj": "mlp", "down_proj": "mlp", "v_proj": "self_attn", "o_proj": "self_attn"}
 _OUTPUT: dict[Kind, str] = {"ffn": "down_proj", "attn": "o_proj"}
 _SAYS_NOTHING = '." )\n,]'
 
 
-class Row(Protocol):
+class LatenRow(Protocol):
     """A supervised example in the student's ids, such as `semalign.data.tokens.Tokens`."""
 
     @property
@@ -47,7 +47,7 @@ class Query:
     target: int
 
 
-def last_useful(row: Row, decode: Callable[[int], str]) -> Query:
+def last_useful(row: LatenRow, decode: Callable[[int], str]) -> Query:
     """The example up to its last answer token that is more than `. " ) , ]`, space and newline.
 
     `decode` gives the text of one id, "" for special tokens such as EOS. Tokens are dropped, not

@@ -31,23 +31,24 @@ from semalign.methods.laten.hypernet import (
     translate,
 )
 from semalign.methods.laten.neurons import Located, locate
-from semalign.methods.laten.steps import Item, Step, drawn, train_hypernetwork
-from semalign.methods.laten.trace import Kind, Row, in_teacher_ids, last_useful
+from semalign.methods.laten.steps import HypernetworkStep, Item, drawn, train_hypernetwork
+from semalign.methods.laten.trace import Kind, LatenRow, in_teacher_ids, last_useful
 from semalign.models.decoder import Decoder, find_decoder
 from semalign.models.loading import copy_companions, load_model
 
 STEPS: dict[str, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
+_OTHER_STEPS = 4  # of a task that the table does not have
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Translation:
     """What is to be added to the student (on the CPU), the example whose neurons these are, the
     history, and the number of parameters that were trained.
     """
 
     deltas: list[Delta]
     located_by: str
-    steps: list[Step]
+    steps: list[HypernetworkStep]
     parameters: int
 
 
@@ -63,7 +64,7 @@ def planned_steps(settings: Laten, task: str, rows: int) -> int:
     Raises UserError for a `laten.steps` above the number of rows.
     """
     if settings.steps is None:
-        return min(STEPS[task], rows)
+        return min(STEPS.get(task, _OTHER_STEPS), rows)
     if settings.steps > rows:
         raise UserError(
             f"laten.steps={settings.steps}: expected at most {rows}, one for each row of "
@@ -83,20 +84,20 @@ def labelled_rows(
     return list(train[:limit]), list(align[: limit if same else None])
 
 
-def transfer(
+def translate_neurons(
     teacher: nn.Module,
     student: nn.Module,
     *,
-    train: Sequence[Row],
-    attribution: Sequence[Row],
-    align: Sequence[Row],
+    train: Sequence[LatenRow],
+    attribution: Sequence[LatenRow],
+    align: Sequence[LatenRow],
     student_to_teacher: Tensor,
     decode: Callable[[int], str],
     task: str,
     settings: Laten,
     seed: int,
-    on_step: Callable[[Step], None] | None = None,
-) -> Transfer:
+    on_step: Callable[[HypernetworkStep], None] | None = None,
+) -> Translation:
     """Train the hypernetwork, then translate the neurons of one row of `train`.
 
     Rows hold the student's ids; `student_to_teacher` (Overlap) gives the teacher's; `decode(id)` is
@@ -137,7 +138,7 @@ def transfer(
     )
     with torch.no_grad():
         deltas = [delta.to("cpu") for delta in translate(net, wanted[-1])]
-    return Transfer(deltas, rows[-1].id, history, sum(p.numel() for p in net.parameters()))
+    return Translation(deltas, rows[-1].id, history, sum(p.numel() for p in net.parameters()))
 
 
 def bake(
@@ -166,7 +167,7 @@ def bake(
 def _locate_both(
     teacher: nn.Module,
     student: nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[LatenRow],
     student_to_teacher: Tensor,
     decode: Callable[[int], str],
     settings: Laten,
@@ -186,7 +187,7 @@ def _locate_both(
     return list(zip(teacher_neurons, student_neurons, strict=True))
 
 
-def _check(student: Decoder, splits: dict[str, Sequence[Row]]) -> None:
+def _check(student: Decoder, splits: dict[str, Sequence[LatenRow]]) -> None:
     if student.lm_head.weight.dtype == torch.float16:
         raise UserError(
             "dtype=float16: LaTen's first deltas are about 1e-8, which is 0 in it; expected "

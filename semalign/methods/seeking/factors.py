@@ -117,7 +117,7 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def layer_scores(model: nn.Module, sensitivities: dict[str, Tensor]) -> list[float]:
+def layer_sensitivities(model: nn.Module, sensitivities: dict[str, Tensor]) -> list[float]:
     """Sensitivity of each decoder layer: the sum over all its parameters, norms included."""
     names = {p: name for name, p in model.named_parameters()}
     return [
@@ -250,7 +250,7 @@ def seek(
     for site, path in ours.items():
         _check_fits(path, shapes[site], teacher.get_submodule(_path(theirs, site)), shared)
     sums = sensitivity(teacher, examples, settings.modules)
-    kept = top_layers(layer_scores(teacher, sums), count)
+    kept = top_layers(layer_sensitivities(teacher, sums), count)
     pairs, windows, blocks = {}, {}, {}
     for (layer, name), path in ours.items():
         source = _path(theirs, (None if layer is None else kept[layer], name))

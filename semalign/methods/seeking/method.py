@@ -31,7 +31,7 @@ from semalign.models.injection import (
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES, skeleton
 from semalign.models.vocabulary import Overlap
-from semalign.stages.adaptation import ADAPTER, STUDENT
+from semalign.stages.adaptation import ADAPTER, STUDENT, lora_parameters
 from semalign.stages.update import Update
 
 _FILE = "factors.safetensors"
@@ -147,7 +147,7 @@ class SeekingAdaptation:
 
     def parameters(self, student: Model) -> int:
         seeking = self.seeking
-        return count_trainable(student.config, seeking.modules, seeking.rank, layers=seeking.layers)
+        return lora_parameters(student, seeking.modules, seeking.rank, layers=seeking.layers)
 
 
 def _rank(seeking: Seeking) -> int | None:
