@@ -1,7 +1,7 @@
 """A figure of the analysis as an artifact: its numbers and its drawing.
 
 <workdir>/analyses/<figure>-<key>/figure.png
-                                  data.json       all numbers; layers as the caption says
+                                  data.json       all numbers; layers counted as the caption has it
                                   manifest.json   written last: with it the figure is whole
 """
 

@@ -61,7 +61,7 @@ class Artifact(ABC):
 
     @abstractmethod
     def identity(self) -> Json:
-        """Everything that determines the content, beside `needs`, and nothing else."""
+        """Everything that determines the content, in addition to `needs`, and nothing else."""
 
     def needs(self) -> tuple[Artifact, ...]:
         """The artifacts that this one is made from."""
@@ -105,7 +105,7 @@ class Artifact(ABC):
         return (folder / MANIFEST).exists()
 
     def joined(self, other: Self) -> Self:
-        """The request that asks for what both ask for; they have the same key."""
+        """The request for what both request; they have the same key."""
         return self
 
     @functools.cached_property

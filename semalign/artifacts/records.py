@@ -87,7 +87,7 @@ def read_records(path: Path) -> list[Record]:
 class Journal:
     """The records of one split while they are made: a Parquet file a judged batch, in the end one.
 
-    A run that was killed leaves its batches; the next one finds them and asks for the rest. Of two
+    A run that was killed leaves its batches; the next one finds them and requests the rest. Of two
     runs that answer the same items at the same time, the first to have them all makes the file.
     """
 

@@ -102,7 +102,7 @@ def setting_lines(
     schema: type[BaseModel], width: int, types: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Lines of text: every setting with type, default and its sentence, by section. `types` has
-    words for those whose own say little.
+    words for those whose own tell little.
     """
     from semalign.config.describe import leaf_settings
 

@@ -117,7 +117,7 @@ class Pairing(Settings):
 
 
 class Extraction(Settings):
-    """What of the teacher is stored, and the actors that compute it."""
+    """The stored hidden states of the teacher, and the actors that compute them."""
 
     interface: Interface = "mlp"
     """Sublayer whose output supervises the student: mlp, attn, or both."""

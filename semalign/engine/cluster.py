@@ -122,7 +122,7 @@ def check_sweep(configs: Sequence[Config], available: dict[str, float], *, compa
         if held and held + needed > available["GPU"] and not config.cluster.autoscaling:
             raise UserError(
                 f"evaluation.num_gpus={config.evaluation.num_gpus:g}: the engines of a sweep hold "
-                f"{held:g} GPUs all along, and a stage needs {needed:g} beside; the cluster has "
+                f"{held:g} GPUs all along, and a stage needs {needed:g} more; the cluster has "
                 f"{available['GPU']:g}; ask for fewer (cluster.autoscaling=true waits for nodes to "
                 "come)"
             )

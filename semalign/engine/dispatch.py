@@ -33,13 +33,13 @@ Pending = dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]]
 @ray.remote(max_retries=3)
 def _judge(
     examples: list[Example],
-    asked: list[GenerationRequest],
+    requested: list[GenerationRequest],
     generations: list[Generation],
     split: str,
     protocol: Protocol,
     sandbox: Sandbox,
 ) -> list[Record]:
-    return judge(examples, asked, generations, split=split, protocol=protocol, sandbox=sandbox)
+    return judge(examples, requested, generations, split=split, protocol=protocol, sandbox=sandbox)
 
 
 def dispatch(

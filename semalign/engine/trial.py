@@ -65,8 +65,8 @@ def run_trial(params: dict[str, str], shared: Shared) -> None:
         score = _transfer(trial, shared)
     except Exception as error:
         cause = getattr(error, "cause", None) or error  # without Ray's traceback around it
-        said = f"{type(cause).__name__}: {cause}"
-        write_json(ended(shared.folder, trial, "failed"), {"error": said})
+        text = f"{type(cause).__name__}: {cause}"
+        write_json(ended(shared.folder, trial, "failed"), {"error": text})
         raise
     ended(shared.folder, trial, "failed").unlink(missing_ok=True)
     tune.report({"score": score, "epoch": trial.config.training.epochs})
@@ -152,16 +152,16 @@ class EpochScore:
 
 
 def ended(folder: Path, trial: Trial, how: str) -> Path:
-    """The file that says so; `how`: finished, failed or stopped."""
+    """The file that records how a trial ended: finished, failed or stopped."""
     return folder / how / f"{trial.id}.json"
 
 
 def stop(folder: Path, trial: Trial, sweep: Sweep, reported: dict[str, Any]) -> None:
     """Remember that the scheduler has stopped a trial, after which epoch and at which score."""
     assert sweep.scheduler is not None
-    said = {"epoch": reported["epoch"], "score": reported["score"]}
+    found = {"epoch": reported["epoch"], "score": reported["score"]}
     by = sweep.scheduler.model_dump(mode="json")
-    write_json(ended(folder, trial, "stopped"), said | {"scheduler": by})
+    write_json(ended(folder, trial, "stopped"), found | {"scheduler": by})
 
 
 def was_stopped(folder: Path, trial: Trial, sweep: Sweep) -> dict[str, Any] | None:
@@ -169,8 +169,8 @@ def was_stopped(folder: Path, trial: Trial, sweep: Sweep) -> dict[str, Any] | No
     file = ended(folder, trial, "stopped")
     if sweep.scheduler is None or not file.exists():
         return None
-    said = dict(json.loads(file.read_text(encoding="utf-8")))
-    return said if said["scheduler"] == sweep.scheduler.model_dump(mode="json") else None
+    found = dict(json.loads(file.read_text(encoding="utf-8")))
+    return found if found["scheduler"] == sweep.scheduler.model_dump(mode="json") else None
 
 
 def is_done(folder: Path, trial: Trial, sweep: Sweep) -> bool:
@@ -192,5 +192,5 @@ def result(folder: Path, trial: Trial, sweep: Sweep) -> Result:
     if was_stopped(folder, trial, sweep) is not None:
         return Result(trial=trial)
     file = ended(folder, trial, "failed")
-    said = json.loads(file.read_text(encoding="utf-8"))["error"] if file.exists() else DIED
-    return Result(trial=trial, error=said)
+    error = json.loads(file.read_text(encoding="utf-8"))["error"] if file.exists() else DIED
+    return Result(trial=trial, error=error)

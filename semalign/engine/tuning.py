@@ -282,16 +282,16 @@ class _Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         planned, reported = self.shared.trials[trial.config["trial"]], trial.last_result
-        said = f"{100 * reported['score']:.1f}"
+        text = f"{100 * reported['score']:.1f}"
         if reported["epoch"] < epochs(planned.config):  # the last is the trial's own report
             stop(self.shared.folder, planned, self.shared.sweep, reported)
-            said += f", stopped early after epoch {reported['epoch']}"
-        self._say(trial, said)
+            text += f", stopped early after epoch {reported['epoch']}"
+        self._report(trial, text)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(trial, "failed")
+        self._report(trial, "failed")
 
-    def _say(self, trial: Any, what: str) -> None:
+    def _report(self, trial: Any, what: str) -> None:
         self.done += 1
         planned = self.shared.trials[trial.config["trial"]]
         task, split = self.shared.sweep.metric(planned.config.data.task)

@@ -33,7 +33,7 @@ MOST_OUTCOMES = 20_000  # that a plan enumerates; of more a selection stands for
 class Outcome:
     """What may be found before the pairs are known, and the pairs that it leads to.
 
-    `findings`: (question, answer) in the order in which they are asked; which question comes next
+    `findings`: (question, answer) in their order; which question comes next
     depends on the answers so far. Questions that share an artifact's key are equal across
     transfers, so that what one transfer finds decides the pairs of another one too.
     """

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from semalign.errors import UserError
+from semalign.files import write_json
 from semalign.models.loading import model_folder
 
 _State = tuple[int, int, int]  # size in bytes, modification time in ns, inode
@@ -168,8 +167,8 @@ def _file_digest(file: Path, state: _State, cache: Path | None) -> str:
     digest = _cached_digest(entry, key)
     if digest is None:
         digest = _file_digest(file, state, None)
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            _write_entry(entry, {**key, "sha256": digest})
+        with suppress(UserError):  # a cache that cannot be written only costs time
+            write_json(entry, {**key, "sha256": digest})
     return digest
 
 
@@ -182,16 +181,3 @@ def _cached_digest(entry: Path, key: dict[str, Any]) -> str | None:
         return None
     whole = isinstance(digest, str) and len(digest) == hashlib.sha256().digest_size * 2
     return digest if whole and found == key else None
-
-
-def _write_entry(entry: Path, content: dict[str, Any]) -> None:
-    """Write under another name and rename: other processes see the old entry or the new one."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=f".{entry.stem}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-        Path(temporary).replace(entry)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,4 +1,4 @@
-"""What of the student may change, how it starts, and how what was trained is saved."""
+"""Which parameters of the student are trained, how they start, and how the result is saved."""
 
 from __future__ import annotations
 

@@ -146,18 +146,18 @@ def batches(units: Sequence[Unit], size: int) -> list[Batch]:
     for unit in sorted(units, key=lambda unit: find_task(unit.wanted.task).kind != "code"):
         wanted, model = unit.wanted, unit.wanted.candidate.model
         tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
-        asked = requests(
+        made_requests = requests(
             unit.missing, tokenizer, wanted.protocol, max_model_len=wanted.context_length
         )
-        if truncated := sum(request.truncated for request in asked):
+        if truncated := sum(request.truncated for request in made_requests):
             logger.warning(
                 "%s: the start of %d of %d prompts of %s %s was cut off to fit into %d tokens",
-                *(wanted.candidate.name, truncated, len(asked), wanted.task, wanted.split),
+                *(wanted.candidate.name, truncated, len(made_requests), wanted.task, wanted.split),
                 wanted.context_length,
             )
-        for start in range(0, len(asked), size):
+        for start in range(0, len(made_requests), size):
             part = slice(start, start + size)
-            made.append(Batch(unit, unit.missing[part], asked[part]))
+            made.append(Batch(unit, unit.missing[part], made_requests[part]))
     return made
 
 

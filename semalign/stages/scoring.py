@@ -20,7 +20,7 @@ from semalign.tasks.task import cut, render
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """What an engine is asked for one item; greedy unless ``temperature`` is above 0.
+    """A request to an engine for one item; greedy unless ``temperature`` is above 0.
 
     With ``choice_ids`` only the next-token scores of those ids are wanted, and no text. ``seed``
     makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
@@ -62,7 +62,7 @@ def chosen_protocol(settings: Evaluation) -> Protocol:
 
 @dataclass(frozen=True)
 class _Question:
-    """What a profile asks of one example, still as text."""
+    """The request for one example, still as text."""
 
     text: str
     choices: tuple[str, ...]
@@ -114,11 +114,13 @@ def requests(
 
 def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) -> list[_Question]:
     if profile.library:
-        asked = lm_harness.library_requests(examples[0].task, [example.row for example in examples])
+        library = lm_harness.library_requests(
+            examples[0].task, [example.row for example in examples]
+        )
         end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
         return [
             _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
-            for item in asked
+            for item in library
         ]
     return [
         _Question(
@@ -192,7 +194,7 @@ class _Judgement:
 
 def judge(
     examples: Sequence[Example],
-    asked: Sequence[GenerationRequest],
+    requested: Sequence[GenerationRequest],
     generations: Sequence[Generation],
     *,
     split: str,
@@ -208,7 +210,7 @@ def judge(
     profile, label = protocol.profile(task.name), protocol.label(task.name)
     outputs = [
         output
-        for item in zip(examples, asked, generations, strict=True)
+        for item in zip(examples, requested, generations, strict=True)
         for output in _outputs(*item, profile)
     ]
     return [

@@ -86,7 +86,7 @@ def layer_similarity(
 
     The same examples in either model's ids, position for position; batches of `batch_size` of them
     in an order that is always the same, of each batch at most 512 positions drawn at random.
-    Cost: a forward pass of both models, and what MinibatchCKA says. Raises UserError for a batch of
+    Cost: a forward pass of both models, and that of MinibatchCKA. Raises UserError for a batch of
     less than 4 positions.
     """
     decoders = find_decoder(teacher), find_decoder(student)

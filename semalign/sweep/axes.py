@@ -105,7 +105,7 @@ def read_axis(name: str, given: Any, base: Config) -> Axis:
     if not re.fullmatch(r"[\w\-. :/]+", name) or posixpath.normpath(tag) != tag:
         raise UserError(
             f"{where}: expected a name that MLflow takes: letters, digits, spaces and . : / _ -, "
-            "but no / at its end or beside another"
+            "but no / at its end or next to another"
         )
     axis = _read(where, name, given, base)
     for option in axis.options if isinstance(axis, Choices) else ():

@@ -201,14 +201,14 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
 
 
 def _choose_models(tree: dict[str, Any], overrides: list[str]) -> list[str]:
-    """Merge the set of models that is asked for into base and axes; the other overrides."""
+    """Merge the chosen set of models into base and axes; returns the other overrides."""
     sets = tree.pop("models", {})
     if not isinstance(sets, Mapping):
         raise UserError(f"models={sets!r}: expected {{name: {{base: settings, axes: axes}}}}")
     for name, given in sets.items():
         _check_models(f"models.{name}", given)
-    for asked in (text for text in overrides if text.startswith("models=")):
-        name = asked.removeprefix("models=")
+    for word in (text for text in overrides if text.startswith("models=")):
+        name = word.removeprefix("models=")
         if name not in sets:
             hint = nearest(name, sets) if sets else "the file has no sets of models"
             raise UserError(f"models={name}: {hint}")

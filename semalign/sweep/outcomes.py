@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Question:
-    """What is asked, and what follows each answer: another question, or the number of a leaf."""
+    """What is to be found, and what follows each answer: another question, or a leaf's number."""
 
-    asked: Hashable
+    subject: Hashable
     answers: dict[Hashable, Question | int] = field(default_factory=dict)
 
 
@@ -46,11 +46,11 @@ def choice_of(outcomes: Iterable[Outcome]) -> Choice:
     count = 0
     for outcome in outcomes:
         node, answer = top, None
-        for asked, given in outcome.findings:
-            following = node.answers.setdefault(answer, Question(asked))
-            assert isinstance(following, Question) and following.asked == asked
+        for subject, given in outcome.findings:
+            following = node.answers.setdefault(answer, Question(subject))
+            assert isinstance(following, Question) and following.subject == subject
             node, answer = following, given
-            questions.add(asked)
+            questions.add(subject)
         node.answers[answer] = leaves.setdefault(outcome.pairs, len(leaves))
         count += 1
     return Choice(tuple(leaves), top.answers[None], frozenset(questions), count)
@@ -185,15 +185,15 @@ def _answered(
     while len(leaves) < len(roots):
         node = roots[len(leaves)] if node is None else node
         while isinstance(node, Question):
-            if node.asked not in known:
+            if node.subject not in known:
                 for answer, following in node.answers.items():
-                    known[node.asked] = answer
+                    known[node.subject] = answer
                     yield from _answered(roots, known, leaves, following)
-                del known[node.asked]
+                del known[node.subject]
                 return
-            if known[node.asked] not in node.answers:  # it stands for others in another choice
+            if known[node.subject] not in node.answers:  # it stands for others in another choice
                 return
-            node = node.answers[known[node.asked]]
+            node = node.answers[known[node.subject]]
         leaves, node = (*leaves, node), None
     yield leaves
 
@@ -206,10 +206,10 @@ def _connected(things: Sequence[T], questions: Callable[[T], Iterable[Hashable]]
     """Groups of things that have questions in common, directly or by others."""
     groups: list[tuple[frozenset[Hashable], list[T]]] = []
     for thing in things:
-        asked, members = frozenset(questions(thing)), [thing]
-        joined = [group for group in groups if group[0] & asked]
-        groups = [group for group in groups if not group[0] & asked]
+        subject, members = frozenset(questions(thing)), [thing]
+        joined = [group for group in groups if group[0] & subject]
+        groups = [group for group in groups if not group[0] & subject]
         for known, others in joined:
-            asked, members = asked | known, [*others, *members]
-        groups.append((asked, members))
+            subject, members = subject | known, [*others, *members]
+        groups.append((subject, members))
     return [members for _, members in groups]

@@ -1,6 +1,6 @@
 """What a sweep will do and cost, without loading a weight: all trials together, and one by one.
 
-A trial's recipe says what it makes; what has the same key is made once. Where attribution has yet
+A trial's recipe lists what it makes; what has the same key is made once. Where attribution has yet
 to decide the pairs every figure is the largest over all that it may find (see sweep/outcomes.py).
 """
 

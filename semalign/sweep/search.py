@@ -55,9 +55,9 @@ def suggest(sweep: Sweep, scored: Sequence[tuple[Point, float | None]]) -> list[
             )
         )
     count = min(ROUND, (sweep.samples or 1) - len(scored))
-    asked = [study.ask(space).params for _ in range(count)]
+    suggested = [study.ask(space).params for _ in range(count)]
     return [
-        {axis.name: _option(axis, params[axis.name]) for axis in sweep.axes} for params in asked
+        {axis.name: _option(axis, params[axis.name]) for axis in sweep.axes} for params in suggested
     ]
 
 

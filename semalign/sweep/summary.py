@@ -90,7 +90,7 @@ class SweptSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A sweep's settings in the order of its trials, the one chosen, and models to set beside."""
+    """A sweep's settings in the order of its trials, the one chosen, and models for comparison."""
 
     sweep: Sweep
     settings: tuple[SweptSetting, ...]
@@ -145,7 +145,7 @@ def summarise(
 def versus(base: SweptSetting | None, setting: SweptSetting, key: MetricKey) -> Comparison | None:
     """Setting minus base, each item's score averaged over the seeds that both have; or None.
 
-    The test draws items, the same under both: it says nothing of seeds that were not run.
+    The test draws items, the same under both: it tells nothing about seeds that were not run.
     """
     if base is None or base is setting:
         return None

@@ -60,11 +60,11 @@ def contents(transfers: Mapping[str, Transfer]) -> list[str]:
     models = {model for own in inputs for m in (own.teacher, own.student)
               for model in (m.weights, m.tokens, m.serving)}  # fmt: skip
     rows = {rows.key for own in inputs for rows in (own.train, own.attribution, own.align)}
-    asked: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     for transfer in transfers.values():
         config = transfer.config
         key = content_key(config.evaluation.model_dump_json(), config.data.root)
-        if key not in asked:
-            asked[key] = evaluated_content(config)
-    judged = {content_key(content) for content in asked.values()}
+        if key not in seen:
+            seen[key] = evaluated_content(config)
+    judged = {content_key(content) for content in seen.values()}
     return [text for found in (models, rows, judged) for text in sorted(found)]

@@ -108,7 +108,7 @@ def _check_control(sweep: Sweep, found: Iterable[Trial]) -> None:
 
 
 def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, list[str]]:
-    """The models to set beside, and how they are scored: the student, and where methods are
+    """The models for comparison, and how they are scored: the student, and where methods are
     compared the teachers too, on all their tasks.
     """
     config = planned[0].config
@@ -122,7 +122,7 @@ def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, lis
 
 
 def extremes(sweep: Sweep) -> list[Trial]:
-    """What a search may ask for at most: the base; each option of an axis and each end of a range,
+    """What a search may suggest at most: the base; each option of an axis and each end of a range,
     the other axes at their first option or their middle; and every point of the grid with each end
     of a range of whole numbers, such as a rank.
     """
@@ -275,7 +275,7 @@ def _cached_part(settings: tuple[tuple[str, Any], ...]) -> Config:
 
 def _own_task(config: Config) -> Config:
     """The same, scored on the task that it is trained on. Raises UserError if that is not among
-    the tasks of the evaluation, on which models are scored beside.
+    the tasks of the evaluation, on which the models for comparison are scored.
     """
     if config.data.task not in config.evaluation.tasks:
         hint = nearest(config.data.task, config.evaluation.tasks)

@@ -90,7 +90,7 @@ def test_only_other_models_need_other_engines() -> None:
     one, on_cpu = {"CPU": 8.0, "GPU": 1.0}, ["training.use_gpu=false", "extraction.num_gpus=0"]
     check_sweep([trial(*on_cpu)], one, compared=False)
     for refused, compared in (([], True), (["method=laten"], False)):
-        with pytest.raises(UserError, match="and a stage needs 1 beside; the cluster has 1"):
+        with pytest.raises(UserError, match="and a stage needs 1 more; the cluster has 1"):
             check_sweep([trial(*on_cpu, *refused)], one, compared=compared)
 
 

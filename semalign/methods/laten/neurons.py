@@ -1,4 +1,4 @@
-"""LaTen's static attribution: which neurons say an example's last useful token (Tan et al., 2025).
+"""LaTen's static attribution: which neurons predict an example's last useful token (Tan et al., 2025).
 
 A neuron's score is what adding its vector (coefficient times column) alone does to log p(w), with
 
@@ -53,7 +53,7 @@ def locate(
     readout: str = "correct",
     who: str = "model",
 ) -> list[Located]:
-    """For each query the `num_layers` layers that say most, and their `counts` best neurons.
+    """For each query the `num_layers` layers that predict most, and their `counts` best neurons.
 
     `who` names the model in errors.
 

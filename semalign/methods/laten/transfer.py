@@ -9,7 +9,6 @@ docs/laten.md has the formulas, the costs, and where this differs from the autho
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from semalign.config.jobs import Config
 from semalign.config.sections import Laten
 from semalign.errors import UserError
+from semalign.files import making
 from semalign.methods.laten.hypernet import (
     Delta,
     add_to_weights,
@@ -103,7 +103,7 @@ def translate_neurons(
     Rows hold the student's ids; `student_to_teacher` (Overlap) gives the teacher's; `decode(id)` is
     the text of a student id, "" for special tokens. Each step takes the next row of `attribution`,
     in an order drawn from `seed`. Both models are located in on all rows first, and stay unchanged.
-    Memory beside the models: the hypernetwork four times over (weights, gradients, AdamW), the
+    Memory on top of the models: the hypernetwork four times over (weights, gradients, AdamW), the
     deltas and their gradients, the activations of one row. Nothing is kept on disk: a transfer
     that was killed starts over.
 
@@ -150,18 +150,14 @@ def bake(
 ) -> None:
     """Write student + deltas as an ordinary float32 checkpoint, tokenizer included.
 
-    Written beside `out` and renamed: `out` is there whole or not at all. Memory: the student in
+    `out` is there whole or not at all. Memory: the student in
     float32. In bfloat16 most of what is added would be rounded away.
     """
     model = load_model(student, dtype="float32", trust_remote_code=trust_remote_code)
     add_to_weights(find_decoder(model), deltas)
-    out = Path(out)
-    beside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    copy_companions(student, beside)
-    shutil.rmtree(out, ignore_errors=True)
-    beside.rename(out)
+    with making(Path(out)) as partial:
+        model.save_pretrained(partial)
+        copy_companions(student, partial)
 
 
 def _locate_both(

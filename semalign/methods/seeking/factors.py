@@ -1,7 +1,7 @@
 """Seeking: LoRA factors for a student from the most sensitive blocks of its teacher's matrices.
 
 Zhong et al., "Seeking Neural Nuggets" (ICLR 2024), as their code does it; where that and SemAlign's
-appendix B.1 differ, docs/seeking.md says which is meant. Layers are numbered from 0; a matrix of
+appendix B.1 differ, docs/seeking.md tells which is meant. Layers are numbered from 0; a matrix of
 the teacher is n_t x m_t, the student's n_s x m_s, V is a vocabulary, r the rank.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from semalign.config.sections import Seeking
 from semalign.core.losses import supervised_cross_entropy
 from semalign.errors import UserError
+from semalign.files import writing
 from semalign.methods.checks import check_model
 from semalign.models.decoder import Decoder, find_decoder, logits, run_base
 from semalign.models.injection import VOCABULARY, FactorPair, Site, find_modules
@@ -188,16 +188,13 @@ class Factors:
     blocks: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file, written beside and renamed; equal factors give equal bytes."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """One safetensors file, whole or not there; equal factors give equal bytes."""
         tensors = {f"{name}.B": b for name, (b, _) in self.pairs.items()}
         tensors |= {f"{name}.A": a for name, (_, a) in self.pairs.items()}
         tensors |= {f"{name}.block": block for name, block in self.blocks.items()}
         note = json.dumps({"layers": self.layers, "windows": self.windows}, sort_keys=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, beside, metadata={_NOTE: note})
-        beside.replace(path)
+        with writing(Path(path)) as partial:
+            save_file(tensors, partial, metadata={_NOTE: note})
 
     @classmethod
     def load(cls, path: str | Path) -> Factors:
