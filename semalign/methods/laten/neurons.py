@@ -1,4 +1,4 @@
-"""LaTen's static attribution: neurons that predict an example's last useful token (Tan et al., 2025).
+"""LaTen: neurons that predict an example's last useful token (Tan et al., 2025).
 
 A neuron's score is what adding its vector (coefficient times column) alone does to log p(w), with
 
