@@ -171,6 +171,8 @@ class Workspace:
             if artifact.in_place:
                 make(target)
                 return True
+            for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             with making(target) as folder:
                 found = make(folder)
                 self.finish(artifact, folder, found, time.monotonic() - begin)

@@ -58,8 +58,7 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
         raise UserError(
             f"cluster.address={address}: no Ray cluster answers there ({error})"
         ) from None
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
         yield
     finally:
