@@ -24,6 +24,7 @@ from semalign.config.read import resolve
 from semalign.engine.trial import is_done
 from semalign.engine.tuning import ablate
 from semalign.errors import Failed
+from semalign.methods.method import used_settings
 from semalign.report.sweep import settings_table
 from semalign.sweep.file import load_sweep
 from semalign.sweep.summary import Summary
@@ -120,8 +121,11 @@ def test_parent_and_children_in_mlflow(done: Done) -> None:
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == ("FAILED" if "broken" in name else "FINISHED")
     assert "no_proj" in found["variant=broken, seed=0"].data.tags["error"]
-    keys = {frozenset(run.data.params) for run in found.values()}
-    assert len(keys) == 1
+    for result in done.summary.results:  # what has no effect in a trial is no parameter of its run
+        run = found[f"{result.trial.label}, seed={result.trial.seed}"]
+        settings = used_settings(result.trial.config)
+        assert run.data.params == {name: str(value) for name, value in settings.items()}
+        assert {"loss.alpha", "training.lr", "seed"} <= set(run.data.params)
     good = found["variant=semalign, seed=0"].data
     assert {"epoch/loss", "dev/mmlu/transferred", "test/mmlu/transferred.stderr"} <= set(
         good.metrics
