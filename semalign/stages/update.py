@@ -340,11 +340,11 @@ def train_here(update: Update, host: Host) -> Path:
         progress.add(measured)
         with making(scratch / f"checkpoint_{measured.epoch:06}") as folder:
             progress.write(folder, measured, save)
+            report(measured)
+            if host.observe:  # before the checkpoint counts: a kill here loses no epoch's record
+                host.observe(measured, progress.keep)
         for old in _checkpoints(scratch)[:-_CHECKPOINTS_KEPT]:
             shutil.rmtree(old)
-        report(measured)
-        if host.observe:
-            host.observe(measured, progress.keep)
 
     try:
         train(student, update.training, update.seed, on_epoch=on_epoch, resume=resume)
