@@ -72,7 +72,7 @@ def ours(
 
 def theirs(model: str, tasks: dict[str, Any], max_length: int) -> dict[str, list[Sample]]:
     """The samples that lm_eval logs, by task: greedy, float32, one item at a time."""
-    from lm_eval.evaluator import score_all as evaluate_by_lm_eval
+    from lm_eval.evaluator import evaluate as evaluate_by_lm_eval
     from lm_eval.models.huggingface import HFLM
 
     lm = HFLM(
