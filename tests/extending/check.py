@@ -1,4 +1,7 @@
-"""What every addition has to show: it is listed, planned, run in this process, and swept."""
+"""What every addition has to show: it is listed, planned, run in this process, and swept.
+
+A file with an addition registers it when it is loaded as a plugin, and not when pytest collects it.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,10 @@ def planned(file: str, *settings: str, capsys: pytest.CaptureFixture[str]) -> st
     return capsys.readouterr().out
 
 
-def made(work: Path, *settings: str) -> dict:
+def made(work: Path, file: str, *settings: str) -> dict:
     """The manifest of a transfer that is made in this process."""
-    prepared = Transfer.of(resolve([], [*SMALL, f"workdir={work}", *settings]))
+    named = [f"workdir={work}", f"plugins=[{file}]"]
+    prepared = Transfer.of(resolve([], [*SMALL, *named, *settings]))
     recipe = make(prepared, LocalExecutor(Workspace(work)))
     return Workspace(work).manifest(recipe.result)
 

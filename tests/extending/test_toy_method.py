@@ -33,7 +33,8 @@ class LastLayer(SftAll):
         return Recipe(pairs=(), artifacts=(Update(**{**values, "adaptation": adapted}),))
 
 
-register_method("last-layer", LastLayer())
+if __name__ == Path(__file__).stem:  # as a plugin
+    register_method("last-layer", LastLayer())
 
 
 def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,9 +43,9 @@ def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_is_planned_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "method last-layer" in planned(__file__, "method=last-layer", capsys=capsys)
-    manifest = made(tmp_path, "method=last-layer")
+    manifest = made(tmp_path, __file__, "method=last-layer")
     assert manifest["name"] == "mmlu-last-layer" and manifest["result"] == "adapter"
-    assert made(tmp_path, "method=last-layer")["made"] == manifest["made"]  # found again
+    assert made(tmp_path, __file__, "method=last-layer")["made"] == manifest["made"]  # found again
 
 
 def test_it_is_swept(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def squared_error(
     return (h.float() - target).square().mean(dim=-1).sum()
 
 
-register_objective("mse", Objective(squared_error, "squared error to the mapped target"))
+if __name__ == Path(__file__).stem:  # as a plugin
+    register_objective("mse", Objective(squared_error, "squared error to the mapped target"))
 
 
 def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,7 +31,7 @@ def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_is_planned_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "align" in planned(__file__, "loss.objective=mse", capsys=capsys)
-    manifest = made(tmp_path, "loss.objective=mse")
+    manifest = made(tmp_path, __file__, "loss.objective=mse")
     folder = next((tmp_path / "transfers").glob(f"*-{manifest['key']}"))
     history = json.loads((folder / "history.json").read_text())
     assert len(history["mse_loss"]) == 1 and history["mse_loss"][0] > 0

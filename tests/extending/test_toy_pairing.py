@@ -16,7 +16,8 @@ def middle(request: Request) -> list[PaperPair]:
     return [({(request.num_teacher_layers + 1) // 2: 1.0}, (request.num_student_layers + 1) // 2)]
 
 
-register_pairing("middle", middle, looks_at=())
+if __name__ == Path(__file__).stem:  # as a plugin
+    register_pairing("middle", middle, looks_at=())
 
 
 def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +27,7 @@ def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_it_is_planned_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = planned(__file__, "pairing.strategy=middle", capsys=capsys)
     assert "teacher 3 -> student 2" in text and "attribute" not in text
-    assert made(tmp_path, "pairing.strategy=middle")["pairs"] == [
+    assert made(tmp_path, __file__, "pairing.strategy=middle")["pairs"] == [
         "teacher 3 -> student 2 (counted from 1)"
     ]
     assert not (tmp_path / "attributions").exists()  # what it does not look at is not computed

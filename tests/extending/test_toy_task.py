@@ -33,7 +33,8 @@ class Parity(Task):
         return ANSWERS[row["number"] % 2]
 
 
-register_task(Parity())
+if __name__ == Path(__file__).stem:  # as a plugin
+    register_task(Parity())
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_it_is_planned_and_run(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "16 training examples" in planned(__file__, *settings, capsys=capsys)
-    assert made(tmp_path / "work", *settings)["name"] == "parity-semalign"
+    assert made(tmp_path / "work", __file__, *settings)["name"] == "parity-semalign"
     assert swept(tmp_path, __file__, "loss.alpha: [0.1, 0.3]", *settings) == 2
 
 
