@@ -38,7 +38,9 @@ class Killed(Exception):
     pass
 
 
-def dies_after(epoch: int) -> Observer:
+def dies_in(epoch: int) -> Observer:
+    """An observer that is killed before the checkpoint of `epoch` counts."""
+
     def observe(measured: Any, _keep: Callable[[Path], None]) -> None:
         if measured.epoch == epoch:
             raise Killed
@@ -128,7 +130,7 @@ def test_twice_and_resumed_with_dropout_is_the_same_adapter(
     torch.manual_seed(2)  # whatever the process has drawn before
     twice = make(update, workspace, folders[1])
     with pytest.raises(Killed):
-        make(update, workspace, folders[2], dies_after(1))
+        make(update, workspace, folders[2], dies_in(2))
     scratch = Workspace(folders[2]).scratch(update)
     checkpoint = latest_checkpoint(scratch)
     assert checkpoint is not None and checkpoint.name == "checkpoint_000001"
@@ -195,16 +197,20 @@ def test_a_whole_layer_is_resumed_to_the_bit(
     whole = replace(update, adaptation=FullAdaptation((1,)))
     once = make(whole, workspace, tmp_path / "once")
     with pytest.raises(Killed):
-        make(whole, workspace, tmp_path / "resumed", dies_after(2))
+        make(whole, workspace, tmp_path / "resumed", dies_in(3))
     resumed = make(whole, workspace, tmp_path / "resumed")
     assert once["sha256"] == resumed["sha256"] and once["result"] == "student"
 
 
 def test_checkpoints_are_whole_and_the_last_two_are_kept(
-    update: Update, workspace: Workspace, tmp_path: Path
+    update: Update, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Killed):
-        make(update, workspace, tmp_path, dies_after(3))
+    def dies(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Update, "publish", dies)
+        make(update, workspace, tmp_path)
     scratch = Workspace(tmp_path).scratch(update)
     assert sorted(path.name for path in scratch.iterdir()) == [
         "checkpoint_000002",
@@ -252,7 +258,7 @@ def test_divergence_names_the_last_good_checkpoint(
     update: Update, workspace: Workspace, tmp_path: Path
 ) -> None:
     with pytest.raises(Killed):
-        make(update, workspace, tmp_path, dies_after(1))
+        make(update, workspace, tmp_path, dies_in(2))
     scratch = Workspace(tmp_path).scratch(update)
     state = torch.load(scratch / "checkpoint_000001" / "state.pt", weights_only=True)
     for value in state["trainable"].values():
