@@ -150,7 +150,8 @@ def user_turn(prompt: str, tokenizer: Any) -> str:
     """The prompt as the tokenizer's chat template renders it, up to where the answer begins.
 
     A template that writes the date writes the same one in every run, as records of an earlier day
-    are found again. Raises UserError for a tokenizer without a template, and for one that cannot be rendered.
+    are found again. Raises UserError for a tokenizer without a template, and for a template that
+    cannot be rendered.
     """
     name = getattr(tokenizer, "name_or_path", "")
     if not getattr(tokenizer, "chat_template", None):
