@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from semalign.artifacts.artifact import Cost, Workspace
-from semalign.errors import Failed, UserError
-from semalign.files import check_room, disk_full, free_bytes, naming_full_disk
+from semalign.errors import UserError
+from semalign.files import disk_full, free_bytes, naming_full_disk
 from tests.artifacts.texts import Words
 
 ROOT = Path(__file__).parents[2]
