@@ -19,7 +19,7 @@ from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
-from semalign.stages.scoring import chosen_protocol
+from semalign.stages.questions import check_questions
 from semalign.tasks import TASKS, load_split
 
 
@@ -81,7 +81,8 @@ def load_inputs(
         if split == data.train_split:
             examples = mislabel(examples[: data.train_limit], data)
         splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
-    chosen_protocol(config.evaluation)
+    scored = data_root(config.evaluation.root or data.root)
+    check_questions((teacher, student), config.evaluation, scored)
     _check_held_out(config, trained or (data.train_split,))
     if not planned:  # last, for all weights are read to hash them
         for model in (teacher, student):

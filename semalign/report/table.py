@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -64,8 +65,9 @@ def protocol(protocol: Protocol) -> str:
 
 def new_console() -> Console:
     """A console of the terminal's width, or wide enough for any table where output is a file."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(soft_wrap=True, width=240)
+    plain: Any = {"soft_wrap": True, "markup": False, "emoji": False}  # names may hold [a], :b:
+    console = Console(**plain)
+    return console if console.is_terminal else Console(**plain, width=240)
 
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
@@ -85,5 +87,6 @@ def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *body]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in (head, *body)]
+    lines = [rows[0], ["---", *["---:"] * (len(head) - 1)], *rows[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

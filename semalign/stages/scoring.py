@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
-from semalign.errors import UserError
+from semalign.errors import UserError, one_line
 from semalign.sandbox.run import run
 from semalign.tasks import TASKS, Example, lm_harness
 from semalign.tasks.protocols import Profile, Protocol, find_protocol
 from semalign.tasks.task import cut, render
+
+_DAY = datetime.date(2024, 7, 26)  # that of Llama's own templates where there is no clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +143,47 @@ def _turn(prompt: str, tokenizer: Any, profile: Profile) -> str:
         return prompt
     if profile.chat == "tulu":
         return f"<|user|>\n{prompt}\n<|assistant|>\n"
-    check_chat_template(tokenizer)
+    return user_turn(prompt, tokenizer)
+
+
+def user_turn(prompt: str, tokenizer: Any) -> str:
+    """The prompt as the tokenizer's chat template renders it, up to where the answer begins.
+
+    A template that writes the date writes the same one in every run, as records of an earlier day
+    are found again. Raises UserError for a tokenizer without a template, and for a template that
+    cannot be rendered.
+    """
+    name = getattr(tokenizer, "name_or_path", "")
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"the tokenizer {name} has no chat template, which this protocol wants; choose one "
+            "without, such as protocol=paper"
+        )
     messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime
+            )
+        )
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise UserError(
+            f"the chat template of the tokenizer {name} cannot be rendered "
+            f"({type(error).__name__}: {one_line(error, limit=200)}); mend it, or choose a "
+            "protocol without, such as protocol=paper"
+        ) from error
 
 
 def check_chat_template(tokenizer: Any) -> None:
-    """Raise UserError when the tokenizer has no chat template."""
-    if not getattr(tokenizer, "chat_template", None):
+    """Render one question. Raises UserError as `user_turn` does, and for a template that leaves the
+    question out.
+    """
+    question = "What is 2 + 2?"
+    if question not in (turn := user_turn(question, tokenizer)):
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} has no chat template, which this protocol "
-            "wants; choose one without, such as protocol=paper"
+            f"the chat template of the tokenizer {tokenizer.name_or_path} leaves the question out: "
+            f"it gives {one_line(turn, limit=100)!r}; choose a protocol without, such as "
+            "protocol=paper"
         )
 
 
