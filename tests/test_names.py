@@ -33,7 +33,9 @@ def test_mlflow_takes_every_name_and_keeps_them_apart() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["high_school_physics", "student", "lora-v1.2", "machine learning"])
+@pytest.mark.parametrize(
+    "name", ["high_school_physics", "student", "lora-v1.2", "machine learning"]
+)
 def test_a_name_that_fits_is_kept(name: str) -> None:
     assert record_name(name) == file_name(name) == name
 

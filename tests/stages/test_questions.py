@@ -77,7 +77,12 @@ def test_a_transfer_is_refused_before_anything_is_made(
     model: Path, tmp_path: Path, planned: bool
 ) -> None:
     (model / "chat_template.jinja").write_text("{% if %}")
-    given = [f"teacher={model}", f"student={model}", f"workdir={tmp_path / 'work'}", "evaluation.protocol=paper-chat"]
+    given = [
+        f"teacher={model}",
+        f"student={model}",
+        f"workdir={tmp_path / 'work'}",
+        "evaluation.protocol=paper-chat",
+    ]
     with pytest.raises(UserError, match="chat template of the tokenizer .*model cannot be rend"):
         Transfer.of(resolve([], [*given, "evaluation.tasks=[mmlu]"]), planned=planned)
     assert not (tmp_path / "work").exists()
