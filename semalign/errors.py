@@ -53,10 +53,14 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def _known(error: BaseException) -> bool:
+    return isinstance(root_cause(error), UserError | Failed)
+
+
 def _inner(error: BaseException) -> BaseException | None:
     """By the attributes of Ray's errors: of tasks, of Ray Train's controller and its workers."""
     found = [getattr(error, name, None) for name in ("cause", "controller_failure")]
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, dict):  # one worker's error makes others fail: first those we know
-        found += sorted(failures.values(), key=lambda e: not isinstance(e, UserError | Failed))
+        found += sorted(failures.values(), key=lambda failure: not _known(failure))
     return next((inner for inner in found if isinstance(inner, BaseException)), None)

@@ -190,7 +190,7 @@ def naming_full_disk(workdir: Path, to_write: Callable[[], int]) -> Iterator[Non
 def bytes_text(count: float) -> str:
     """A number of bytes for people: `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # three digits are shown
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

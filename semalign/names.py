@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import quote
 
 _PART_BYTES = 60  # four of them and what is between make a key of MLflow, of 250 characters
 _FILE_BYTES = 100  # file systems take 255; a key, and what marks an unfinished folder, follow
@@ -30,8 +29,8 @@ def file_name(name: str) -> str:
 
 
 def sqlite_uri(file: Path) -> str:
-    """The URI of an SQLite database, in which `?`, `#` and `%` would have a meaning."""
-    return f"sqlite:///{quote(str(file), safe='/ ')}"
+    """The URI of an SQLite database, in which `%` and `?` would have a meaning."""
+    return "sqlite:///" + str(file).replace("%", "%25").replace("?", "%3F")
 
 
 def _fitting(name: str, wrong: str, limit: int, taken: Collection[str]) -> str:

@@ -38,7 +38,8 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     ports ask for a token that only this run knows, unless RAY_AUTH_MODE says otherwise.
     """
     if ray.is_initialized():
-        yield
+        with _unwrapping():
+            yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     ours = address is None and "RAY_ADDRESS" not in os.environ
@@ -68,13 +69,21 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's would end the process without a word
     try:
-        yield
-    except (UserError, Failed) as error:  # of a worker: Ray raises it inside its traceback
-        raise root_cause(error) from error.__cause__
+        with _unwrapping():
+            yield
     finally:
         ray.shutdown()
         if ours:
             del os.environ[_API_SERVER]
+
+
+@contextmanager
+def _unwrapping() -> Iterator[None]:
+    """Within the context our own errors of workers are raised without Ray's traceback in them."""
+    try:
+        yield
+    except (UserError, Failed) as error:
+        raise root_cause(error) from error.__cause__
 
 
 def not_joined(error: Exception, address: str | None) -> UserError | Failed:

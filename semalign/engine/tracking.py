@@ -101,13 +101,16 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: str, patience: float) -> None:
+        self.uri, self.name, self.artifacts, self.patience = uri, experiment, artifacts, patience
+        self.reached = False
+
+    @functools.cached_property
+    def client(self) -> Any:
         # MLflow's own waits, of minutes and without a word, would come on top of ours
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         from mlflow import MlflowClient
 
-        self.client = MlflowClient(tracking_uri=uri)
-        self.uri, self.name, self.artifacts, self.patience = uri, experiment, artifacts, patience
-        self.reached = False
+        return MlflowClient(tracking_uri=self.uri)
 
     @functools.cached_property
     def experiment(self) -> str:
@@ -273,8 +276,8 @@ def start_tracker(job: Job, *, key: str, name: str, local: bool = False) -> Run:
                 raise cause from error
             reason = one_line(cause, limit=300)
             raise UserError(
-                f"tracking.uri={uri}: MLflow cannot open it, or its experiment '{experiment}' "
-                f"({reason})"
+                f"tracking.uri={uri}: MLflow cannot open it, or in it the experiment "
+                f"'{one_line(experiment, limit=60)}' ({reason})"
             ) from error
 
 

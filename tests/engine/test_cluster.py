@@ -9,17 +9,22 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray._private.node
+from ray.exceptions import AuthenticationError
 
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.engine.cluster import check_sweep, held_gpus
-from semalign.errors import UserError
+from semalign.engine.cluster import check_sweep, held_gpus, not_joined
+from semalign.errors import Failed, UserError
 
 SCRIPT = """
 import os
+import signal
 import ray
 from semalign.engine.cluster import cluster_resources, connect
+before = signal.getsignal(signal.SIGTERM)
 with connect(None, num_cpus=1):
+    assert signal.getsignal(signal.SIGTERM) is before
     print(ray.get(ray.remote(lambda: 40 + 2).remote()), cluster_resources()["CPU"])
     print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
 """
@@ -98,3 +103,31 @@ def test_every_student_has_engines_of_its_own() -> None:
     both = [trial(), trial("student=zoo/teacher", "evaluation.num_engines=2")]
     assert held_gpus(both) == 2
     assert held_gpus([trial("evaluation.tensor_parallel_size=4"), trial()]) == 4
+
+
+def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Exception("The current node timed out during startup. This could happen because")
+    for address in (None, "10.0.0.1:6379"):
+        error = not_joined(late, address)
+        assert isinstance(error, Failed)
+        assert "did not start in time" in str(error)
+        assert "RAY_raylet_start_wait_time_s=120 in the environment" in str(error)
+    ours = not_joined(RuntimeError("Failed to start\nthe dashboard"), None)
+    assert isinstance(ours, Failed)
+    assert str(ours) == "Ray cannot be started here (RuntimeError: Failed to start the dashboard)"
+    refused = "InvalidAuthToken: Authentication token is missing or incorrect"
+    for cause in (ConnectionError(refused), AuthenticationError(refused)):
+        error = not_joined(cause, "10.0.0.1:6379")
+        assert isinstance(error, UserError) and "no Ray cluster" not in str(error)
+        assert str(error).startswith("cluster.address=10.0.0.1:6379: the token was not accepted")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    nowhere = str(not_joined(ConnectionError("Could not connect"), "auto"))
+    assert nowhere == "RAY_ADDRESS=10.0.0.2:6379: no Ray cluster answers there (Could not connect)"
+    versions = RuntimeError("Version mismatch: The cluster was started with: Ray: 2.9")
+    assert str(not_joined(versions, "a:1")).startswith("cluster.address=a:1: Version mismatch: The")
+
+
+def test_rays_words_for_a_late_start_are_its_own() -> None:
+    """They are looked for in its errors, for which it has no class."""
+    source = Path(ray._private.node.__file__).read_text()
+    assert "timed out during startup" in source

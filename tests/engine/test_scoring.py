@@ -21,11 +21,15 @@ from semalign.config.read import resolve
 from semalign.engine.scoring import run_evaluation
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
+from semalign.names import record_name
 from semalign.zoo import path as zoo_path
 
 ITEMS = 12
 
 Complain = Callable[..., str]
+
+
+SUBJECTS = ("Business & Law", "C++", "C##", "what's new?", "x" * 300, "low", "a/b")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for task in ("mmlu", "gsm8k", "humaneval", "mbpp"):
         lines = (zoo_path("zoo/data") / task / "dev.jsonl").read_text().splitlines()[:ITEMS]
+        if task == "mmlu":  # as users name them
+            rows = [json.loads(line) for line in lines]
+            for row, subject in zip(rows, SUBJECTS, strict=False):
+                row["subject"] = subject
+            lines = [json.dumps(row) for row in rows]
         (root / task).mkdir()
         (root / task / "dev.jsonl").write_text("\n".join(lines) + "\n")
     return root
@@ -124,7 +133,7 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
         [
             f"root={data}",
             "splits=[dev]",
-            f"workdir={tmp_path}",
+            f"workdir={tmp_path}/my runs, 50%?",
             f"adapter={adapter}",
             "baseline=true",
             "tasks=[mmlu,humaneval]",
@@ -149,7 +158,10 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     for end in ("stderr", "low", "high"):
         assert found[f"dev/mmlu/student.{end}"] == getattr(score, end)
     subjects = {record.group for record in scored.records["student", "mmlu", "dev"]}
-    assert {f"dev/mmlu/student.{subject}" for subject in subjects} <= set(found)
+    names = [record_name(subject, taken=("low", "high", "stderr")) for subject in subjects]
+    assert {f"dev/mmlu/student.{name}" for name in names} <= set(found)
+    assert set(SUBJECTS) <= subjects and len(set(names)) == len(subjects)
+    assert found["dev/mmlu/student.low"] == score.low
     assert run.data.tags["protocol.hash"] == scored.protocol.hash
     table = client.download_artifacts(run.info.run_id, "predictions.json", str(tmp_path))
     assert len(json.loads(Path(table).read_text())["data"]) == 2 * ITEMS + 2 * 3 * ITEMS

@@ -98,7 +98,7 @@ def test_other_kinds_of_adapters_are_refused(kind: str, base: Path, tmp_path: Pa
         options["feedforward_modules"] = []
     model = peft.get_peft_model(make_model("llama"), getattr(peft, kind)(**options))
     model.save_pretrained(str(tmp_path))
-    with pytest.raises(UserError, match="vLLM does not serve peft_type=.*; expected LORA"):
+    with pytest.raises(UserError, match=r"vLLM does not serve peft_type=.*; expected LORA"):
         check_adapter(tmp_path, base)
 
 
@@ -160,12 +160,14 @@ def test_weights_that_are_no_whole_lora_are_refused(copy: Path, base: Path) -> N
     refused({}, "holds no tensors")
     refused({n: t for n, t in whole.items() if n != first}, "has no two factors")
     refused(whole | {first: torch.zeros(0)}, "has no two factors")  # as DeepSpeed's ZeRO-3 leaves
+    other = {n.replace("model.layers", "language_model.layers"): t for n, t in whole.items()}
+    refused(other, r"has no model\.language_model\.layers")  # vLLM would serve the base
     name = "base_model.model.model.embed_tokens.weight"  # resized, and left out by vLLM
     refused(whole | {name: torch.zeros(50, 32)}, "embed_tokens.weight is no factor of a LoRA")
     refused(whole | {first: whole[first][:2].clone()}, "have ranks 2 and 4")
     save_file(whole, copy / WEIGHTS)
     edit(copy, r=8)
-    with pytest.raises(UserError, match="has rank 4, and adapter_config.json r=8"):
+    with pytest.raises(UserError, match=r"has rank 4, and adapter_config\.json r=8"):
         check_adapter(copy, base)
     edit(copy, r=0)
     with pytest.raises(UserError, match="expected ranks r of at least 1, found"):

@@ -83,7 +83,7 @@ def test_a_transfer_is_refused_before_anything_is_made(
         f"workdir={tmp_path / 'work'}",
         "evaluation.protocol=paper-chat",
     ]
-    with pytest.raises(UserError, match="chat template of the tokenizer .*model cannot be rend"):
+    with pytest.raises(UserError, match=r"chat template of the tokenizer .*model cannot be rend"):
         Transfer.of(resolve([], [*given, "evaluation.tasks=[mmlu]"]), planned=planned)
     assert not (tmp_path / "work").exists()
 
