@@ -122,7 +122,6 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
     profiles = [protocol.profile(task) for task in settings.tasks]
     if "code" in kinds:
         require_tier(settings.sandbox.min_tier)
-    check_references(settings, root, work)
     for candidate in candidates:
         model = candidate.model
         trust = model.trust_remote_code
@@ -130,3 +129,4 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
             check_chat_template(load_tokenizer(model.path, trust_remote_code=trust))
         if candidate.adapter:
             check_adapter(candidate.adapter, model.path, trust_remote_code=trust)
+    check_references(settings, root, work)  # last, for it runs programs
