@@ -121,7 +121,6 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
     check_questions(
         {candidate.model.path: candidate.model for candidate in candidates}.values(), settings, root
     )
-    check_references(settings, root, work)
     for candidate in candidates:
         model = candidate.model
         if candidate.adapter:
@@ -130,3 +129,4 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
                 raise UserError(
                     f"adapter {candidate.adapter}: rank {rank}; vLLM serves at most {LARGEST_RANK}"
                 )
+    check_references(settings, root, work)  # last, for it runs programs

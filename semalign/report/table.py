@@ -84,7 +84,7 @@ def joined_prompts(shares: Shares) -> list[str]:
     """One line for each score under which the tokenizer joins prompts with their answers."""
     return [
         f"{task} {split}, {candidate}: {100 * found['joined_prompts']:.1f}% of the prompts end "
-        "within a token of prompt and reference answer"
+        "within a token of the reference text"
         for (candidate, task, split), found in shares.items()
         if found["joined_prompts"]
     ]

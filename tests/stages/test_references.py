@@ -56,7 +56,7 @@ def test_rows_are_named_with_their_errors(tmp_path: Path) -> None:
     assert text.startswith(f"{root}/humaneval/test.jsonl: the reference answers of 3 of 4 rows")
     for name, (_, reason) in FAILING.items():
         assert f"{name}: " in text and reason in text
-    assert "\n" not in text
+    assert "\n" not in text and not (tmp_path / "work").exists()
 
 
 def test_a_solution_that_does_not_do_what_its_tests_want(tmp_path: Path) -> None:
@@ -71,14 +71,16 @@ def test_a_solution_that_does_not_do_what_its_tests_want(tmp_path: Path) -> None
         check_references(settings("mbpp"), root, tmp_path / "work")
 
 
-def test_what_was_found_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_passed_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, work = written(tmp_path / "data", "humaneval", SORT), tmp_path / "work"
     check_references(settings("humaneval"), root, work)
-    (file,) = (work / "references").iterdir()
-    monkeypatch.setattr(references, "failing", None)  # calling it would fail
+    assert len(list((work / "references").iterdir())) == 1
+    monkeypatch.setattr(references, "failing", lambda *_: {"own/sort": "run again"})
     check_references(settings("humaneval"), root, work)
-    file.write_text(json.dumps({"own/sort": "broken"}))
-    with pytest.raises(UserError, match="own/sort: broken"):
+    written(root, "humaneval", SORT | {"task_id": "own/other"})
+    with pytest.raises(UserError, match="run again"):
         check_references(settings("humaneval"), root, work)
     check_references(settings("gsm8k"), root, work)  # no code: nothing to run
 
