@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
 from semalign.models.decoder import find_decoder
-from semalign.models.loading import copy_companions, load_model
+from semalign.models.loading import ADAPTER_CONFIG, load_model, save_model
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
 _LAYER_WEIGHTS = "layer_weights.safetensors"
@@ -180,6 +180,4 @@ def merge_adapter(
     adapted: Any = load_adapter(load_model(base_path, dtype=dtype), adapter_path)
     if isinstance(adapted, PeftModel):
         adapted = adapted.merge_and_unload()
-    out = Path(out_path)
-    adapted.save_pretrained(out)
-    copy_companions(base_path, out)
+    save_model(adapted, out_path, base_path)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
 from semalign.models.decoder import find_decoder
-from semalign.models.loading import copy_companions
+from semalign.models.loading import save_model
 from semalign.models.shapes import skeleton
 
 FactorPair = tuple[Tensor, Tensor]  # (B, A)
@@ -268,6 +268,4 @@ def save_merged(model: PeftModel, path: str | Path, base_path: str | Path) -> No
         whole = type(base)(config)
     whole.load_state_dict(state, assign=True)
     whole.tie_weights()
-    whole.generation_config = base.generation_config
-    whole.save_pretrained(path)
-    copy_companions(base_path, path)
+    save_model(whole, path, base_path)
