@@ -18,6 +18,7 @@ from semalign.models import published
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
+from semalign.models.support import check_supported
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import TASKS, load_split
@@ -59,11 +60,14 @@ def load_inputs(
     is read too where a method needs it. To plan, of the paper's models the published
     shape will do where they are absent.
 
-    Raises UserError for missing models, data, splits or LM heads, a vocabulary overlap below
+    Raises UserError for missing models, data, splits or LM heads, models that are not supported
+    (`Model.open`, `check_supported`), a vocabulary overlap below
     `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, and rows that
     are both trained on and reported.
     """
     teacher, student = _models(config, planned=True)
+    for model in (teacher, student):
+        check_supported(model)
     check_layers(config, teacher.layers, student.layers)
     tokenizer, shared = _vocabularies(teacher, student)
     if shared.fraction < config.alignment.min_overlap or not len(shared.student_ids):

@@ -22,7 +22,15 @@ from semalign.models.reading import reading
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 _ZOO = Path(__file__).resolve().parents[1] / "zoo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.py", *TOKENIZER_FILES, *TEMPLATE_FILES]
+_HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.jinja",
+    "*.py",
+    *TOKENIZER_FILES,
+    *TEMPLATE_FILES,
+]
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 _WRITTEN_ANEW = ("config.json", "model.safetensors", "pytorch_model")
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -62,6 +70,13 @@ def _check_kind(folder: Path) -> None:
             "adapter to the weights, and vLLM would not; move the adapter's files to a folder of "
             "their own"
         )
+
+
+def has_weights(path: str | Path) -> bool:
+    """Whether the model's weights should be here by now: they are, or nobody downloads them."""
+    folder = model_folder(path, weights=False)
+    shipped = str(path).startswith("zoo/")
+    return shipped or Path(path).expanduser().is_dir() or any(folder.glob("*.safetensors"))
 
 
 @lru_cache
@@ -220,9 +235,10 @@ def _truncate(config: Any, num_layers: int, path: str | Path) -> None:
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer at `path`, padding on the right, with EOS as padding token if it has none.
+    """The tokenizer at `path`, padding on the right, with EOS as padding token if it has none; it
+    ends no text in EOS, after which nothing would be left to answer.
 
-    **Raises** `UserError` if the folder holds no tokenizer.
+    **Raises** `UserError` if the folder holds no tokenizer, or one that always adds EOS.
     """
     folder = model_folder(path, weights=False)
     with reading(f"no tokenizer can be read from '{path}'"):
@@ -232,7 +248,17 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if _ends_in_eos(tokenizer):
+        opens = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        tokenizer.add_bos_token, tokenizer.add_eos_token = opens, False
+        if _ends_in_eos(tokenizer):
+            raise UserError(f"the tokenizer of '{path}' ends every text in EOS; expected none")
     return tokenizer
+
+
+def _ends_in_eos(tokenizer: Any) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] == tokenizer.eos_token_id
 
 
 def save_model(model: Any, folder: str | Path, base: str | Path) -> None:
