@@ -24,6 +24,6 @@ def reading(what: str) -> Iterator[None]:
     except (UserError, Failed, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        named = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+        named = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         reason = textwrap.shorten(named or type(error).__name__, _LONGEST, placeholder=" ...")
         raise UserError(f"{what}: {reason}") from error

@@ -95,13 +95,13 @@ def _check_opening(path: str, tokenizer: Any, model_type: str) -> None:
     if all(opening):
         raise UserError(
             f"model '{path}': its tokenizer begins a text with two {bos}; expected one (see "
-            "add_bos_token in tokenizer_config.json)"
+            "post_processor in tokenizer.json)"
         )
     wanted = any(family in model_type and bos in known for family, known in _OPENING.items())
     trained = bos != "<s>" or _SENTENCEPIECE in tokenizer.get_vocab()
     if wanted and trained and not opening[0]:
         print(
-            f"[tokenizer] {path}: begins no text with {bos}, which {model_type} models expect "
-            "(add_bos_token in tokenizer_config.json)",
+            f"[tokenizer] {path}: begins no text with {bos}, which {model_type} models expect (see "
+            "post_processor in tokenizer.json, add_bos_token in tokenizer_config.json)",
             flush=True,
         )
