@@ -18,6 +18,7 @@ from semalign.models import published
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
+from semalign.models.support import check_supported
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
@@ -60,11 +61,14 @@ def load_inputs(
     is read too where a method needs it. To plan, of the paper's models the published
     shape will do where they are absent.
 
-    Raises UserError for missing models, data, splits or LM heads, a vocabulary overlap below
-    `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, rows that
-    are both trained on and reported, and rows whose own reference answer fails their tests.
+    Raises UserError for missing models, data, splits or LM heads, models that are not supported
+    (`Model.open`, `check_supported`), a vocabulary overlap below `alignment.min_overlap`, an unknown
+    task or pairing strategy, layers out of range, rows that are both trained on and reported, and
+    rows whose own reference answer fails their tests.
     """
     teacher, student = _models(config, planned=True)
+    for model in (teacher, student):
+        check_supported(model)
     check_layers(config, teacher.layers, student.layers)
     tokenizer, shared = _vocabularies(teacher, student)
     if shared.fraction < config.alignment.min_overlap or not len(shared.student_ids):
