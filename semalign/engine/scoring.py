@@ -20,7 +20,6 @@ from semalign.methods.method import Transfer
 from semalign.models.reference import Model
 from semalign.plugins import load_plugins
 from semalign.stages.judged import Candidate, Served
-from semalign.stages.questions import check_questions
 from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import load_split
 
@@ -138,8 +137,7 @@ def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     candidates = _candidates(job, planned=True)
     root = data_root(str(job.root))
     wanted_records(candidates, job, root)
-    check_questions([candidates[0].model], job, root)  # all are of one base
-    check(candidates, job)
+    check(candidates, job, root=root, work=job.work)
     return _candidates(job, planned=False)  # last, for all weights are read to hash them
 
 

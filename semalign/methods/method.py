@@ -86,6 +86,9 @@ class Method(ABC):
         """The splits whose answers change the student."""
         return (config.data.train_split,)
 
+    def check(self, config: Config, inputs: Inputs) -> None:  # noqa: B027 -- nothing to check
+        """Raise UserError for models that this method cannot work on, from shapes alone."""
+
     def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
         """What has to be made before the pairs are known."""
         return ()
@@ -252,6 +255,7 @@ class Transfer:
             align_split=method.align_split(found),
             planned=planned,
         )
+        method.check(found, inputs)
         return cls(found, inputs)
 
     @property

@@ -22,6 +22,7 @@ from semalign.engine.scoring import run_evaluation
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
 from semalign.names import record_name
+from semalign.report.table import SHARES
 from semalign.zoo import path as zoo_path
 
 ITEMS = 12
@@ -123,6 +124,13 @@ def test_wrong_files_and_rows(complain: Complain, data: Path, tmp_path: Path) ->
     file.write_text("\n".join(map(json.dumps, rows)))
     assert f"{file}:4: field 'answer' is missing" in complain(f"root={root}", "tasks=[mmlu]")
     assert "no such folder" in complain(f"root={tmp_path / 'nowhere'}")
+    row = json.loads((data / "humaneval" / "dev.jsonl").read_text().partition("\n")[0])
+    row["test"] = f"import numpy\n{row['test']}"
+    (root / "humaneval").mkdir()
+    (root / "humaneval" / "dev.jsonl").write_text(json.dumps(row))
+    line = complain(f"root={root}", "tasks=[humaneval]")
+    assert "the reference answers of 1 of 1 rows fail their own tests" in line
+    assert f"{row['task_id']}: ModuleNotFoundError: No module named 'numpy'" in line
 
 
 def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
@@ -148,8 +156,11 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     assert [(r.id, r.sample) for r in code[:3]] == [(code[0].id, sample) for sample in range(3)]
     assert {r.tier for r in code} == {1} or {r.tier for r in code} == {2}
     printed = capsys.readouterr().out
-    assert "protocol paper+n3t0.1p0.95k2-1" in printed
+    assert "protocol paper+n3t0.1p0.95k2-2" in printed
     assert "mmlu dev, student -> lora: +0.0 points" in printed  # a new LoRA changes nothing
+    assert SHARES in printed
+    [report] = (tmp_path / "reports").iterdir()
+    assert SHARES.capitalize() in report.read_text()
     client = MlflowClient(tracking_uri=job.tracking_uri)
     [run] = client.search_runs([client.get_experiment_by_name("semalign").experiment_id])
     score = scored.scores["student", "mmlu", "dev"]
@@ -157,6 +168,11 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     assert found["dev/mmlu/student"] == score.value
     for end in ("stderr", "low", "high"):
         assert found[f"dev/mmlu/student.{end}"] == getattr(score, end)
+    key = ("lora", "humaneval", "dev")
+    manifest = json.loads((scored.files[key].parent / "manifest.json").read_text())
+    assert scored.shares[key]["cut_prompts"] == 0
+    for name, share in scored.shares[key].items():
+        assert found[f"dev/humaneval/lora.{name}"] == manifest[name] == share
     subjects = {record.group for record in scored.records["student", "mmlu", "dev"]}
     names = [record_name(subject, taken=("low", "high", "stderr")) for subject in subjects]
     assert {f"dev/mmlu/student.{name}" for name in names} <= set(found)
