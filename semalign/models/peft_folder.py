@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from semalign.errors import UserError, one_line
 from semalign.models.fingerprints import model_fingerprint
-from semalign.models.loading import load_config
+from semalign.models.loading import ADAPTER_CONFIG, load_config
+from semalign.models.reading import reading
 from semalign.models.shapes import skeleton
+from semalign.models.weights import headers
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 # What of PEFT's LoraConfig vLLM applies, and what has no effect once the adapter is trained. All
@@ -41,15 +41,13 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 
     **Raises** `UserError` for one that cannot be read, or that vLLM would not serve as it is.
     """
-    for name in (_CONFIG, _WEIGHTS):
+    for name in (ADAPTER_CONFIG, _WEIGHTS):
         if not (Path(folder) / name).is_file():
             raise UserError(f"adapter {folder}: no {name}; expected a folder in PEFT's layout")
-    try:
-        config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder}/{_CONFIG}: damaged, or not JSON ({error})") from error
+    with reading(f"{folder}/{ADAPTER_CONFIG} is damaged"):
+        config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise UserError(f"{folder}/{_CONFIG}: expected the settings of an adapter by name")
+        raise UserError(f"{folder}/{ADAPTER_CONFIG}: expected the settings of an adapter by name")
     _check_served(folder, config)
     return config
 
@@ -65,10 +63,10 @@ def _check_served(folder: str | Path, config: Mapping[str, Any]) -> None:
             )
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        raise UserError(f"{folder}/{_CONFIG}: expected ranks r of at least 1, found {ranks}")
+        raise UserError(f"{folder}/{ADAPTER_CONFIG}: expected ranks r of at least 1, found {ranks}")
     for name in ("lora_alpha", "target_modules"):
         if not config.get(name):
-            raise UserError(f"{folder}/{_CONFIG}: expected {name}, as PEFT writes it")
+            raise UserError(f"{folder}/{ADAPTER_CONFIG}: expected {name}, as PEFT writes it")
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
@@ -112,7 +110,8 @@ def check_adapter(
             )
         if not config.get("rank_pattern") and rank != config["r"]:
             raise UserError(
-                f"adapter {folder}: its {module} has rank {rank}, and {_CONFIG} r={config['r']}"
+                f"adapter {folder}: its {module} has rank {rank}, and its {ADAPTER_CONFIG} "
+                f"r={config['r']}"
             )
     local = base.startswith("zoo/") or (Path(base) / "config.json").is_file()
     if local and model_fingerprint(base, cache=cache) != model_fingerprint(model, cache=cache):
@@ -125,14 +124,7 @@ def _factors(folder: str | Path) -> dict[str, tuple[int, int, int]]:
     **Raises** `UserError` for a file that is damaged, holds none, or holds something else.
     """
     file = Path(folder) / _WEIGHTS
-    try:
-        with safe_open(file, framework="pt") as weights:
-            names = weights.keys()
-            sizes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file}: damaged, cut short, or a git-lfs pointer ({one_line(error)})"
-        ) from error
+    sizes = {name: tensor.shape for name, tensor in headers(file).items()}
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, size in sizes.items():
         module, factor = name.removeprefix("base_model.model."), name[-len(_LORA_A) :]

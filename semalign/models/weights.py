@@ -50,7 +50,7 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
             "weights; expected one of them"
         )
     if single.is_file():
-        return _headers(single)
+        return headers(single)
     if not index.is_file():
         raise UserError(f"{folder}: no {_SINGLE}; expected weights in safetensors format")
     with reading(f"{index} cannot be read"):
@@ -60,14 +60,15 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
         raise UserError(
             f"{index}: {len(absent)} of its {len(files)} files are not there, such as {absent[0]}"
         )
-    found = {name: tensor for file in files for name, tensor in _headers(folder / file).items()}
+    found = {name: tensor for file in files for name, tensor in headers(folder / file).items()}
     for name, file in listed.items():
         if name not in found:
             raise UserError(f"{index}: {name} is not in {file}")
     return found
 
 
-def _headers(file: Path) -> dict[str, StoredTensor]:
+def headers(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name. **Raises** `UserError` as `stored_tensors`."""
     with file.open("rb") as stream:
         if stream.read(len(_POINTER)) == _POINTER:
             raise UserError(

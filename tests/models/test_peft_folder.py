@@ -129,7 +129,7 @@ def test_the_list_is_vllms() -> None:
 def test_a_damaged_configuration_is_one_line(text: str, copy: Path, base: Path) -> None:
     (copy / CONFIG).write_text(text, encoding="latin-1")
     for use in (lambda: check_adapter(copy, base), lambda: adapter_config(copy)):
-        with pytest.raises(UserError, match=r"adapter_config\.json: (damaged|expected)"):
+        with pytest.raises(UserError, match=r"adapter_config\.json(: expected| is damaged: )"):
             use()
     with pytest.raises(UserError, match="does not fit the model"):
         load_adapter(make_model("llama"), copy)
@@ -140,9 +140,7 @@ def test_damaged_weights_are_one_line(content: str, copy: Path, base: Path) -> N
     whole = (copy / WEIGHTS).read_bytes()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
     (copy / WEIGHTS).write_bytes({"cut": whole[:500], "empty": b"", "pointer": pointer}[content])
-    with pytest.raises(
-        UserError, match=r"adapter_model\.safetensors: damaged, cut short, or a git"
-    ):
+    with pytest.raises(UserError, match=r"safetensors is (damaged or not complete: |a git-lfs)"):
         check_adapter(copy, base)
     with pytest.raises(UserError, match="does not fit the model"):
         load_adapter(make_model("llama"), copy)
@@ -161,13 +159,13 @@ def test_weights_that_are_no_whole_lora_are_refused(copy: Path, base: Path) -> N
     refused({n: t for n, t in whole.items() if n != first}, "has no two factors")
     refused(whole | {first: torch.zeros(0)}, "has no two factors")  # as DeepSpeed's ZeRO-3 leaves
     other = {n.replace("model.layers", "language_model.layers"): t for n, t in whole.items()}
-    refused(other, r"has no model\.language_model\.layers")  # vLLM would serve the base
+    refused(other, r"has no language_model\.layers")  # vLLM would serve the base
     name = "base_model.model.model.embed_tokens.weight"  # resized, and left out by vLLM
     refused(whole | {name: torch.zeros(50, 32)}, "embed_tokens.weight is no factor of a LoRA")
     refused(whole | {first: whole[first][:2].clone()}, "have ranks 2 and 4")
     save_file(whole, copy / WEIGHTS)
     edit(copy, r=8)
-    with pytest.raises(UserError, match=r"has rank 4, and adapter_config\.json r=8"):
+    with pytest.raises(UserError, match=r"has rank 4, and its adapter_config\.json r=8"):
         check_adapter(copy, base)
     edit(copy, r=0)
     with pytest.raises(UserError, match="expected ranks r of at least 1, found"):

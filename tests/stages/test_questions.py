@@ -143,7 +143,6 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "stop ids": lambda f: edit(f, "generation_config.json", eos_token_id=[1, 5]),
     "added tokens": _add_token,
     "BOS": lambda f: edit(f, "tokenizer_config.json", add_bos_token=False),
-    "vocabulary": lambda f: edit(f, "tokenizer.json", normalizer={"type": "Lowercase"}),
     "end of text": lambda f: edit(f, "config.json", eos_token_id=7),
     "RoPE": lambda f: edit(f, "config.json", rope_theta=5e5),
     "code": lambda f: (f / "tokenization_own.py").write_text("x = 1") and None,
