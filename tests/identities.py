@@ -331,7 +331,8 @@ class _Bench:
         if method.rank(config) is None:
             return replace(served, weights=result.key), None
         folder = self.folder / "adapter" / result.key
-        write_json(folder / "adapter_config.json", {})
+        plain = {"r": 1, "lora_alpha": 2, "target_modules": ["v_proj"]}
+        write_json(folder / "adapter_config.json", plain)
         (folder / "adapter_model.safetensors").write_text(result.key)
         return served, str(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from semalign.config.sections import Evaluation
@@ -23,12 +24,19 @@ def check_questions(models: Iterable[Model], settings: Evaluation, root: Path) -
     if any(find_task(task).kind == "code" for task in settings.tasks):
         require_tier(settings.sandbox.min_tier)
     for model in models:
-        if model.absent:
-            continue
-        tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
-        if any(protocol.profile(task).chat == "template" for task in settings.tasks):
-            check_chat_template(tokenizer)
-        for task in settings.tasks:
-            for split in settings.splits:
-                first = load_split(root, task, split)[:1]
-                requests(first, tokenizer, protocol, max_model_len=settings.max_model_len)
+        if not model.absent:
+            content = model.tokens, model.serving
+            _check(model.path, content, model.trust_remote_code, settings, root)
+
+
+@lru_cache(maxsize=64)  # a sweep asks for every trial
+def _check(
+    path: str, content: tuple[str, str], trust: bool, settings: Evaluation, root: Path
+) -> None:
+    protocol, tokenizer = chosen_protocol(settings), load_tokenizer(path, trust_remote_code=trust)
+    if any(protocol.profile(task).chat == "template" for task in settings.tasks):
+        check_chat_template(tokenizer)
+    for task in settings.tasks:
+        for split in settings.splits:
+            first = load_split(root, task, split)[:1]
+            requests(first, tokenizer, protocol, max_model_len=settings.max_model_len)
