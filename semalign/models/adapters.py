@@ -161,9 +161,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"adapter '{path}' does not fit the model: {reason}") from error
     if not (path / _LAYER_WEIGHTS).is_file():
-        raise UserError(
-            f"'{path}' holds no adapter: neither {ADAPTER_CONFIG} nor {_LAYER_CONFIG}"
-        )
+        raise UserError(f"'{path}' holds no adapter: neither {ADAPTER_CONFIG} nor {_LAYER_CONFIG}")
     weights = load_file(path / _LAYER_WEIGHTS)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
