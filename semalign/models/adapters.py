@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from semalign.core.pairing import paper_number
-from semalign.errors import UserError, nearest
+from semalign.errors import UserError, nearest, one_line
 from semalign.models.decoder import find_decoder
 from semalign.models.loading import ADAPTER_CONFIG, load_model, save_model
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
 _LAYER_WEIGHTS = "layer_weights.safetensors"
 _LAYER_CONFIG = "layer_weights.json"
+# What PEFT and safetensors raise for an adapter that is damaged, or of another model or version.
+_UNUSABLE = (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError)
 
 
 def lora_on_layers(
@@ -157,12 +160,15 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     if (path / ADAPTER_CONFIG).is_file():
         try:
             return PeftModel.from_pretrained(model, str(path))
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except _UNUSABLE as error:
+            reason = one_line(error, limit=200)
             raise UserError(f"adapter '{path}' does not fit the model: {reason}") from error
     if not (path / _LAYER_WEIGHTS).is_file():
         raise UserError(f"'{path}' holds no adapter: neither {ADAPTER_CONFIG} nor {_LAYER_CONFIG}")
-    weights = load_file(path / _LAYER_WEIGHTS)
+    try:
+        weights = load_file(path / _LAYER_WEIGHTS)
+    except _UNUSABLE as error:
+        raise UserError(f"{path / _LAYER_WEIGHTS}: damaged ({one_line(error)})") from error
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():

@@ -139,7 +139,7 @@ def _file_digest(file: Path, state: _State, cache: Path | None) -> str:
     digest = _cached_digest(entry, key)
     if digest is None:
         digest = _file_digest(file, state, None)
-        with suppress(UserError):  # a cache that cannot be written only costs time
+        with suppress(UserError, OSError):  # a cache that cannot be written only costs time
             write_json(entry, {**key, "sha256": digest})
     return digest
 
