@@ -38,6 +38,11 @@ class Dataset:
         """Positions whose next token is of an answer."""
         return sum(_width(example.supervised_positions) for example in self.tokens)
 
+    def most_supervised(self, count: int) -> int:
+        """Of `count` examples, at most."""
+        widths = (_width(example.supervised_positions) for example in self.tokens)
+        return sum(sorted(widths, reverse=True)[:count])
+
     def positions(self, positions: str) -> tuple[int, ...]:
         """How many positions of each example are stored and aligned: `all` or the `answer`'s."""
         return self._positions[positions]

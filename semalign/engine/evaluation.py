@@ -12,8 +12,9 @@ from semalign.artifacts.artifact import MANIFEST, Workspace
 from semalign.artifacts.records import Record, item_scores, read_records
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
+from semalign.engine.limits import check_engine
 from semalign.models.loading import load_tokenizer
-from semalign.models.peft_folder import check_adapter
+from semalign.models.peft_folder import adapter_rank, check_adapter
 from semalign.sandbox.run import require_tier
 from semalign.stages.judged import Candidate, Records, Served, Unit
 from semalign.stages.scoring import check_chat_template, chosen_protocol
@@ -125,3 +126,5 @@ def check(candidates: Sequence[Candidate], settings: Settings) -> None:
             check_chat_template(load_tokenizer(model.path, trust_remote_code=trust))
         if candidate.adapter:
             check_adapter(candidate.adapter, model.path, trust_remote_code=trust)
+        ranks = [adapter_rank(candidate.adapter)] if candidate.adapter else []
+        check_engine(model, settings, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from semalign.data.dataset import Dataset
 from semalign.methods.controls import ALIGNMENT, EXTRACTION, without_alignment
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import Method, Recipe, register_method
-from semalign.methods.seeking.factors import Factors, seek
+from semalign.methods.seeking.factors import Factors, check_fit, seek
 from semalign.models.injection import (
     VOCABULARY,
     count_trainable,
@@ -28,6 +29,7 @@ from semalign.models.injection import (
     save_injected,
     save_merged,
 )
+from semalign.models.memory import WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES, skeleton
 from semalign.models.vocabulary import Overlap
@@ -67,8 +69,8 @@ class SensitiveFactors(Artifact):
     def cost(self) -> Cost:
         """Sensitivities of the rows, then a window and an SVD for each matrix of the student.
 
-        Memory: the teacher, a float32 sum for every weight of the modules and one gradient; or,
-        later, the float64 table of one matrix with the first two.
+        Memory: the teacher, a float32 sum for every weight of the modules, and the activations of
+        one example with a gradient; or, later, the float64 table of one matrix with the first two.
         """
         seeking, teacher = self.seeking, self.teacher.shape
         model, student = skeleton(self.teacher.config), skeleton(self.student.config)
@@ -79,12 +81,23 @@ class SensitiveFactors(Artifact):
             self.student.config, seeking.modules, seeking.rank, layers=seeking.layers
         )
         blocks = sum(n * m for n, m in sizes) if seeking.subtract == "block" else 0
-        size = BYTES[self.teacher.dtype]
+        size, longest = BYTES[self.teacher.dtype], self.rows.longest
+        batch = Batch(self.teacher, 1, longest)
+        example = (
+            teacher.layers * batch.kept(trained=True)
+            + batch.forward
+            + cross_entropy(self.teacher, self.rows.most_supervised(1))
+            + (size + WIDE) * max(*sums, teacher.head)
+        )
+        tables = 3 * 8 * max(sums)
         return Cost(
             operations=6.0 * teacher.weights * self.rows.length
             + sum(6.0 * m * n * n + 20.0 * n**3 for n, m in sizes),
             disk=4 * factors + size * blocks,
-            memory=teacher.weights * size + 4 * sum(sums) + 3 * 8 * max(sums),
+            memory=max(
+                loading(self.teacher),
+                weights(self.teacher) + WIDE * sum(sums) + max(example, tables + WIDE * factors),
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -156,6 +169,13 @@ def _rank(seeking: Seeking) -> int | None:
     return None if whole or seeking.subtract == "block" else 2 * seeking.rank
 
 
+@functools.lru_cache(maxsize=256)
+def _check_models(inputs: Inputs, seeking: Seeking) -> None:
+    """Raise UserError where the student's matrices do not fit into the teacher's."""
+    student, teacher = (skeleton(m.config) for m in (inputs.student, inputs.teacher))
+    check_fit(student, teacher, seeking, len(inputs.shared.student_ids))
+
+
 class SeekingMethod(Method):
     """Seeking (Zhong et al., 2024): LoRA that starts from the teacher's most sensitive blocks."""
 
@@ -171,6 +191,7 @@ class SeekingMethod(Method):
         return _rank(config.seeking)
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
+        _check_models(inputs, config.seeking)
         factors = SensitiveFactors(
             teacher=inputs.teacher,
             student=inputs.student,
