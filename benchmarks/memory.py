@@ -13,10 +13,10 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import captum.attr  # noqa: F401 -- before the first fork, as all imports
 import torch
 
 from semalign import zoo
@@ -24,7 +24,9 @@ from semalign.artifacts.artifact import Workspace, ordered
 from semalign.artifacts.local import LocalExecutor, make_all
 from semalign.config.read import resolve
 from semalign.methods import Transfer
-from semalign.plan import Step, artifact_step
+from semalign.models.speed import operations_per_second
+from semalign.plan import artifact_step
+from semalign.report.table import markdown
 from semalign.stages.measure import peak_bytes
 
 PAIRED = "pairing.strategy=cka"  # looks at both attribution and similarity

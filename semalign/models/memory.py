@@ -69,17 +69,6 @@ def weights(*models: Model) -> int:
     return sum({(model.path, model.dtype): model.bytes for model in models}.values())
 
 
-def loading(model: Model, *, dtype: str | None = None, share: float = 1.0) -> int:
-    """Most bytes while a model, or a share of its weights, is loaded in a dtype (default: its own).
-
-    Weights in the checkpoint's dtype are the pages of its files; others are read from those pages.
-    """
-    dtype = dtype or model.dtype
-    stored = str(getattr(model.config, "dtype", None) or dtype).removeprefix("torch.")
-    pages = 0 if stored == dtype else BYTES.get(stored, WIDE)
-    return int(share * model.shape.weights * (BYTES[dtype] + pages))
-
-
 def cross_entropy(model: Model, rows: int) -> int:
     """Bytes of the logits of so many positions and of their loss, with its backward pass: in
     float32 the log-softmax and two gradients, and a narrower model's own logits.

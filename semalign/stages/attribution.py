@@ -19,7 +19,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json, write_json
 from semalign.models.decoder import find_decoder, logits, sublayer
-from semalign.models.memory import Batch, cross_entropy, loading, weights
+from semalign.models.memory import Batch, cross_entropy, weights
 from semalign.models.reference import Model
 
 _FILE = "scores.json"
@@ -56,9 +56,7 @@ class LayerScores(Artifact):
         loss = cross_entropy(model, self.rows.most_supervised(rows))
         return Cost(
             operations=4.0 * model.shape.weights * self.rows.length,
-            memory=max(
-                loading(model), weights(model) + model.layers * batch.kept() + batch.forward + loss
-            ),
+            memory=weights(model) + model.layers * batch.kept() + batch.forward + loss,
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

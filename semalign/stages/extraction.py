@@ -23,7 +23,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
-from semalign.models.memory import Batch, loading, weights
+from semalign.models.memory import Batch, weights
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
@@ -110,8 +110,7 @@ class Activations(Artifact):
         column = positions * self.model.width * BYTES[self.dtype]
         columns = len(self.columns)
         computed = batch.forward + columns * (batch.states + column)
-        held = int(share * weights(self.model)) + max(computed, (columns + 3) * column)
-        return max(loading(self.model, share=share), held)
+        return int(share * weights(self.model)) + max(computed, (columns + 3) * column)
 
     @property
     def column_bytes(self) -> int:

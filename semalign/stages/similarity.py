@@ -18,7 +18,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json, write_json
 from semalign.models.decoder import Decoder, capture, find_decoder, run_base
-from semalign.models.memory import WIDE, Batch, loading, weights
+from semalign.models.memory import WIDE, Batch, weights
 from semalign.models.reference import Model
 
 _FILE = "cka.json"
@@ -63,10 +63,7 @@ class Similarity(Artifact):
         compared = sum(WIDE * m.layers * _ROWS * m.width for m in models) + narrow
         return Cost(
             operations=2.0 * sum(m.shape.weights for m in models) * self.teacher_rows.length,
-            memory=max(
-                *(loading(model) for model in models),
-                weights(*models) + max(*states, compared) + max(b.forward for b in batches),
-            ),
+            memory=weights(*models) + max(*states, compared) + max(b.forward for b in batches),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

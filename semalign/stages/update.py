@@ -32,7 +32,7 @@ from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.heads import read_lm_head
 from semalign.models.loading import load_model
-from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, weights
 from semalign.models.partial import drop_prefix, drop_suffix
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
@@ -185,7 +185,7 @@ class Update(Artifact):
         step = resident + depth * batch.kept() + layers * inputs + batch.forward + terms
         written = 2 * WIDE * trained  # a copy for the checkpoint, and its bytes
         merged = 0 if self.adaptation.rank is not None else 2 * WIDE * shape.weights
-        return max(loading(student), step, resident + written, merged)
+        return max(weights(student), step, resident + written, merged)
 
     def _aligned_widths(self) -> int:
         """Numbers of a token that the alignment term makes: its rows, targets and gradients; of the

@@ -31,7 +31,7 @@ from semalign.methods.method import Method, Recipe, register_method
 from semalign.models.decoder import find_decoder
 from semalign.models.injection import find_modules
 from semalign.models.loading import load_tokenizer
-from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading, weights
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, weights
 from semalign.models.reference import Model
 from semalign.models.shapes import skeleton
 from semalign.models.vocabulary import Overlap
@@ -130,7 +130,7 @@ class LatenStudent(Artifact):
             + batch.forward
             + cross_entropy(student, rows)
         )
-        baked = loading(student, dtype="float32")
+        baked = WIDE * student.shape.weights
         return held + max(located, trained, baked + self.delta_bytes())
 
     def _translations(self, steps: int) -> float:

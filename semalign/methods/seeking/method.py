@@ -29,7 +29,7 @@ from semalign.models.injection import (
     save_injected,
     save_merged,
 )
-from semalign.models.memory import WIDE, Batch, cross_entropy, loading, weights
+from semalign.models.memory import WIDE, Batch, cross_entropy, weights
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES, skeleton
 from semalign.models.vocabulary import Overlap
@@ -94,10 +94,7 @@ class SensitiveFactors(Artifact):
             operations=6.0 * teacher.weights * self.rows.length
             + sum(6.0 * m * n * n + 20.0 * n**3 for n, m in sizes),
             disk=4 * factors + size * blocks,
-            memory=max(
-                loading(self.teacher),
-                weights(self.teacher) + WIDE * sum(sums) + max(example, tables + WIDE * factors),
-            ),
+            memory=weights(self.teacher) + WIDE * sum(sums) + max(example, tables + WIDE * factors),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
