@@ -69,6 +69,16 @@ def weights(*models: Model) -> int:
     return sum({(model.path, model.dtype): model.bytes for model in models}.values())
 
 
+def loading(model: Model, *, share: float = 1.0, dtype: str | None = None) -> int:
+    """Most bytes while a share of a model's weights is loaded in a dtype (default: the model's):
+    themselves and, where the checkpoint has another dtype, the pages of its files.
+    """
+    dtype = dtype or model.dtype
+    stored = str(getattr(model.config, "dtype", None) or dtype).removeprefix("torch.")
+    pages = 0 if stored == dtype else BYTES.get(stored, WIDE)
+    return int(share * model.shape.weights * (BYTES[dtype] + pages))
+
+
 def cross_entropy(model: Model, rows: int) -> int:
     """Bytes of the logits of so many positions and of their loss, with its backward pass: in
     float32 the log-softmax and two gradients, and a narrower model's own logits.

@@ -56,7 +56,9 @@ class LayerScores(Artifact):
         loss = cross_entropy(model, self.rows.most_supervised(rows))
         return Cost(
             operations=4.0 * model.shape.weights * self.rows.length,
-            memory=weights(model) + model.layers * batch.kept() + batch.forward + loss,
+            memory=max(
+                loading(model), weights(model) + model.layers * batch.kept() + batch.forward + loss
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

@@ -110,7 +110,8 @@ class Activations(Artifact):
         column = positions * self.model.width * BYTES[self.dtype]
         columns = len(self.columns)
         computed = batch.forward + columns * (batch.states + column)
-        return int(share * weights(self.model)) + max(computed, (columns + 3) * column)
+        held = int(share * weights(self.model)) + max(computed, (columns + 3) * column)
+        return max(loading(self.model, share=share), held)
 
     @property
     def column_bytes(self) -> int:

@@ -63,7 +63,10 @@ class Similarity(Artifact):
         compared = sum(WIDE * m.layers * _ROWS * m.width for m in models) + narrow
         return Cost(
             operations=2.0 * sum(m.shape.weights for m in models) * self.teacher_rows.length,
-            memory=weights(*models) + max(*states, compared) + max(b.forward for b in batches),
+            memory=max(
+                *(loading(model) for model in models),
+                weights(*models) + max(*states, compared) + max(b.forward for b in batches),
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

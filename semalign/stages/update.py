@@ -185,7 +185,7 @@ class Update(Artifact):
         step = resident + depth * batch.kept() + layers * inputs + batch.forward + terms
         written = 2 * WIDE * trained  # a copy for the checkpoint, and its bytes
         merged = 0 if self.adaptation.rank is not None else 2 * WIDE * shape.weights
-        return max(weights(student), step, resident + written, merged)
+        return max(loading(student), step, resident + written, merged)
 
     def _aligned_widths(self) -> int:
         """Numbers of a token that the alignment term makes: its rows, targets and gradients; of the

@@ -130,7 +130,7 @@ class LatenStudent(Artifact):
             + batch.forward
             + cross_entropy(student, rows)
         )
-        baked = WIDE * student.shape.weights
+        baked = loading(student, dtype="float32")
         return held + max(located, trained, baked + self.delta_bytes())
 
     def _translations(self, steps: int) -> float:
