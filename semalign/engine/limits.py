@@ -8,7 +8,7 @@ from typing import Any
 from semalign.config.sections import Evaluation
 from semalign.errors import UserError
 from semalign.methods.method import LARGEST_RANK, Transfer
-from semalign.models.loading import load_config
+from semalign.models.loading import check_plain, load_config
 from semalign.models.reference import Model
 from semalign.stages.scoring import GenerationRequest
 
@@ -16,11 +16,11 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attent
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts
 
 
-def check_engine(model: Model, settings: Evaluation, ranks: Sequence[int] = ()) -> None:
-    """Check that an engine by these settings can serve the model, and adapters of these ranks.
+def check_engine(model: Model, settings: Evaluation) -> None:
+    """Check that an engine by these settings can serve the model.
 
     Raises UserError for a head size that vLLM does not have on CPUs, a number of heads that its
-    ranks cannot share, quantised weights, and an adapter of too large a rank.
+    ranks cannot share, and quantised weights.
     """
     size = head_size(model.config)
     if settings.num_gpus == 0 and size not in CPU_HEADS:
@@ -35,18 +35,8 @@ def check_engine(model: Model, settings: Evaluation, ranks: Sequence[int] = ()) 
             f"tensor_parallel_size={parts}: expected a divisor of the {heads} attention heads of "
             f"'{model.path}'"
         )
-    how = None if model.absent else quantisation(model)
-    if how is not None:
-        raise UserError(
-            f"model '{model.path}': its weights are quantised ({how}); expected plain ones: "
-            "dequantise it first"
-        )
-    for rank in ranks:
-        if rank > LARGEST_RANK:
-            raise UserError(
-                f"an adapter of '{model.path}' has rank {rank}; expected at most {LARGEST_RANK}, "
-                "the largest that vLLM serves"
-            )
+    if not model.absent:
+        check_plain(model.path, load_config(model.path, trust_remote_code=model.trust_remote_code))
 
 
 def check_engines(transfers: Iterable[Transfer]) -> None:
@@ -65,15 +55,6 @@ def head_size(config: Any) -> int:
     """Of one attention head."""
     given = getattr(config, "head_dim", None)
     return int(given or config.hidden_size // config.num_attention_heads)
-
-
-def quantisation(model: Model) -> str | None:
-    """The method that the checkpoint's weights are quantised by, None for plain ones."""
-    whole = load_config(model.path, trust_remote_code=model.trust_remote_code)
-    found = getattr(whole, "quantization_config", None)
-    if found is None:
-        return None
-    return str(found["quant_method"] if isinstance(found, dict) else found.quant_method)
 
 
 def check_context(requests: Sequence[GenerationRequest], what: str, length: int) -> None:

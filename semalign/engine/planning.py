@@ -29,6 +29,7 @@ def show_plan(config: Config) -> None:
     transfer = Transfer.of(config, planned=True)
     plan = plan_transfer(transfer, Workspace(config.work))
     _print(plan)
+    transfer.check_room(Workspace(config.work))
     available = _available(transfer.config)
     check_resources(transfer.config, available)
     check_engines([transfer])

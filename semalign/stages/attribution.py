@@ -19,7 +19,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json, write_json
 from semalign.models.decoder import find_decoder, logits, sublayer
-from semalign.models.memory import Batch, cross_entropy, weights
+from semalign.models.memory import Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
 
 _FILE = "scores.json"

@@ -23,7 +23,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
-from semalign.models.memory import Batch, weights
+from semalign.models.memory import Batch, loading, weights
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
@@ -112,6 +112,13 @@ class Activations(Artifact):
         computed = batch.forward + columns * (batch.states + column)
         held = int(share * weights(self.model)) + max(computed, (columns + 3) * column)
         return max(loading(self.model, share=share), held)
+
+    def bytes_kept(self, folder: Path) -> int:
+        return sum(
+            shard.stat().st_size
+            for column in self.columns
+            for shard in (folder / str(column)).glob("[0-9]*.safetensors")
+        )
 
     @property
     def column_bytes(self) -> int:

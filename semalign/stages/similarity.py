@@ -18,7 +18,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json, write_json
 from semalign.models.decoder import Decoder, capture, find_decoder, run_base
-from semalign.models.memory import WIDE, Batch, weights
+from semalign.models.memory import WIDE, Batch, loading, weights
 from semalign.models.reference import Model
 
 _FILE = "cka.json"

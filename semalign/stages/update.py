@@ -32,7 +32,7 @@ from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.heads import read_lm_head
 from semalign.models.loading import load_model
-from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, weights
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading
 from semalign.models.partial import drop_prefix, drop_suffix
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES

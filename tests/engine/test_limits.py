@@ -48,7 +48,7 @@ def evaluation(tmp_path: Path, *overrides: str) -> EvaluationJob:
         (
             {"quantization_config": {"quant_method": "awq", "bits": 4}},
             "num_engines=1",
-            "quantised (awq); expected plain ones",
+            "is quantised (quantization_config of its config.json: awq)",
         ),
         ({}, "max_model_len=16", "max_model_len: with 16 tokens of prompt and answer not one"),
         ({"max_position_embeddings": 20}, "num_engines=1", "max_model_len: with 20 tokens"),

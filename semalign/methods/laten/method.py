@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Mapping
@@ -31,13 +30,15 @@ from semalign.methods.method import Method, Recipe, register_method
 from semalign.models.decoder import find_decoder
 from semalign.models.injection import find_modules
 from semalign.models.loading import load_tokenizer
-from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, weights
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
 from semalign.models.shapes import skeleton
 from semalign.models.vocabulary import Overlap
 from semalign.stages.adaptation import STUDENT
 from semalign.stages.measure import peak_bytes
 from semalign.stages.update import HISTORY, described
+
+_MODULES = ("up_proj", "down_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,8 +163,7 @@ class LatenStudent(Artifact):
         if not dense:
             return 4 * self.moved_vectors * self.student.width
         model = skeleton(self.student.config)
-        modules = ("up_proj", "down_proj", "v_proj", "o_proj")
-        paths = find_modules(model, modules, layers=self.laten.layers).values()
+        paths = find_modules(model, _MODULES, layers=self.laten.layers).values()
         return 4 * sum(model.get_submodule(path).weight.numel() for path in paths)  # type: ignore[operator, union-attr]
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -206,14 +206,6 @@ class LatenStudent(Artifact):
         ]
 
 
-@functools.lru_cache(maxsize=256)
-def _check_models(inputs: Inputs, laten: Laten) -> None:
-    """Raise UserError where one of the models has fewer layers or neurons than are located."""
-    shape = located_shape(inputs.student.config, laten)
-    for who, model in (("student", inputs.student), ("teacher", inputs.teacher)):
-        check_size(find_decoder(skeleton(model.config)), *shape, who)
-
-
 class LatenMethod(Method):
     """LaTen (Tan et al., 2025): neurons located in both models, translated by a hypernetwork."""
 
@@ -238,8 +230,14 @@ class LatenMethod(Method):
         """float32: the deltas are so small that nothing else keeps them."""
         return "float32"
 
+    def check(self, config: Config, inputs: Inputs) -> None:
+        shape = located_shape(inputs.student.config, config.laten)
+        for who, model in (("student", inputs.student), ("teacher", inputs.teacher)):
+            found = skeleton(model.config)
+            find_modules(found, _MODULES, setting="method=laten")
+            check_size(find_decoder(found), *shape, who)
+
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
-        _check_models(inputs, config.laten)
         train, align = labelled_rows(config, inputs.train.tokens, inputs.align.tokens)
         student = LatenStudent(
             task=config.data.task,

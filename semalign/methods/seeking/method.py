@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from semalign.data.dataset import Dataset
 from semalign.methods.controls import ALIGNMENT, EXTRACTION, without_alignment
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import Method, Recipe, register_method
-from semalign.methods.seeking.factors import Factors, check_fit, seek
+from semalign.methods.seeking.factors import Factors, seek
 from semalign.models.injection import (
     VOCABULARY,
     count_trainable,
@@ -29,7 +28,7 @@ from semalign.models.injection import (
     save_injected,
     save_merged,
 )
-from semalign.models.memory import WIDE, Batch, cross_entropy, weights
+from semalign.models.memory import WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES, skeleton
 from semalign.models.vocabulary import Overlap
@@ -94,7 +93,10 @@ class SensitiveFactors(Artifact):
             operations=6.0 * teacher.weights * self.rows.length
             + sum(6.0 * m * n * n + 20.0 * n**3 for n, m in sizes),
             disk=4 * factors + size * blocks,
-            memory=weights(self.teacher) + WIDE * sum(sums) + max(example, tables + WIDE * factors),
+            memory=max(
+                loading(self.teacher),
+                weights(self.teacher) + WIDE * sum(sums) + max(example, tables + WIDE * factors),
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -166,13 +168,6 @@ def _rank(seeking: Seeking) -> int | None:
     return None if whole or seeking.subtract == "block" else 2 * seeking.rank
 
 
-@functools.lru_cache(maxsize=256)
-def _check_models(inputs: Inputs, seeking: Seeking) -> None:
-    """Raise UserError where the student's matrices do not fit into the teacher's."""
-    student, teacher = (skeleton(m.config) for m in (inputs.student, inputs.teacher))
-    check_fit(student, teacher, seeking, len(inputs.shared.student_ids))
-
-
 class SeekingMethod(Method):
     """Seeking (Zhong et al., 2024): LoRA that starts from the teacher's most sensitive blocks."""
 
@@ -187,8 +182,11 @@ class SeekingMethod(Method):
     def rank(self, config: Config) -> int | None:
         return _rank(config.seeking)
 
+    def check(self, config: Config, inputs: Inputs) -> None:
+        student, teacher = (skeleton(m.config) for m in (inputs.student, inputs.teacher))
+        check_fit(student, teacher, config.seeking, len(inputs.shared.student_ids))
+
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
-        _check_models(inputs, config.seeking)
         factors = SensitiveFactors(
             teacher=inputs.teacher,
             student=inputs.student,
