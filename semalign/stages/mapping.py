@@ -160,16 +160,17 @@ class Map(Artifact):
     def cost(self) -> Cost:
         """One product over the shared tokens; of the long way a copy of both bases.
 
-        Memory: the shared tokens' part of both, while the whole of one is there; on the long way
-        what is written once more, and for a map without bases the heads in float64.
+        Memory: the shared tokens' part of both bases, while the whole of one is there; for a map
+        without bases both heads and a pseudoinverse in float64.
         """
         atoms = len(self.shared.student_ids)
         widths = self.student.width, self.teacher.width
         numbers = widths[0] * widths[1] if self.alignment.top_k is None else atoms * sum(widths)
-        whole = max(model.shape.head for model in (self.student, self.teacher))
-        memory = WIDE * (atoms * sum(widths) + whole + numbers)
-        if not self.how.uses_bases:
-            memory += 8 * atoms * (2 * widths[0] + widths[1])
+        if self.how.uses_bases:
+            whole = max(model.shape.head for model in (self.student, self.teacher))
+            memory = WIDE * (atoms * sum(widths) + whole)
+        else:
+            memory = 8 * atoms * (2 * widths[0] + widths[1])
         return Cost(
             operations=2.0 * atoms * widths[0] * widths[1],
             disk=4 * numbers,

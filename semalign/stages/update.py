@@ -32,7 +32,7 @@ from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.heads import read_lm_head
 from semalign.models.loading import load_model
-from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.partial import drop_prefix, drop_suffix
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
@@ -183,8 +183,10 @@ class Update(Artifact):
         cast = size if self.adaptation.rank is None and size < WIDE else 0
         resident = (depth * shape.per_layer + shape.head) * size + (ADAM + cast) * trained
         step = resident + depth * batch.kept() + layers * inputs + batch.forward + terms
-        written = 2 * WIDE * trained  # a copy for the checkpoint, and its bytes
-        merged = 0 if self.adaptation.rank is not None else 2 * WIDE * shape.weights
+        written = WIDE * trained  # a copy for the checkpoint
+        merged = 0  # into another copy of the student, in float32
+        if self.adaptation.rank is None:
+            merged = weights(student) + ADAM * trained + loading(student, dtype="float32")
         return max(loading(student), step, resident + written, merged)
 
     def _aligned_widths(self) -> int:

@@ -180,10 +180,7 @@ def tied_with_another_head(folder: Path) -> None:
         (damaged_index, "model.safetensors.index.json cannot be read: "),
         (two_sets, "holds both model.safetensors and model.safetensors.index.json"),
         (adapter_beside, "also holds adapter_config.json"),
-        (
-            tied_with_another_head,
-            "have an LM head (lm_head.weight) that differs from the embedding",
-        ),
+        (tied_with_another_head, "have an LM head (lm_head.weight) that differs from the embedding"),
     ],
 )
 def test_weights_that_are_not_what_is_run(
@@ -211,9 +208,7 @@ def test_a_mixture_of_experts_is_stored_under_other_names(tmp_path: Path) -> Non
 
 def test_an_adapter_alone_is_no_model(copy: Path, tmp_path: Path) -> None:
     save_adapter(lora_on_layers(load_model(copy), [0]), tmp_path / "adapter", copy)
-    assert "holds no config.json, but an adapter; expected its base" in refusal(
-        tmp_path / "adapter"
-    )
+    assert "holds no config.json, but an adapter; expected its base" in refusal(tmp_path / "adapter")
 
 
 # configurations
@@ -410,9 +405,8 @@ def test_a_special_token_without_a_row(copy: Path, name: str) -> None:
     tokenizer = load_tokenizer(copy)
     tokenizer.add_special_tokens({name: "<|im_end|>"})
     tokenizer.save_pretrained(copy)
-    assert (
-        f"{name} '<|im_end|>' of its tokenizer has the id 640, and its embedding has 640 rows"
-        in (refusal(copy))
+    assert f"{name} '<|im_end|>' of its tokenizer has the id 640, and its embedding has 640 rows" in (
+        refusal(copy)
     )
 
 

@@ -18,7 +18,7 @@ from semalign.data.dataset import Dataset
 from semalign.methods.controls import ALIGNMENT, EXTRACTION, without_alignment
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import Method, Recipe, register_method
-from semalign.methods.seeking.factors import Factors, seek
+from semalign.methods.seeking.factors import Factors, check_fit, seek
 from semalign.models.injection import (
     VOCABULARY,
     count_trainable,
