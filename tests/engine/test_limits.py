@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from semalign import zoo
 from semalign.config.jobs import EvaluationJob
@@ -30,6 +31,8 @@ def changed(tmp_path: Path) -> Changed:
         folder = shutil.copytree(zoo.path("zoo/student"), tmp_path / "student")
         config = json.loads((folder / "config.json").read_text()) | values
         (folder / "config.json").write_text(json.dumps(config))
+        if "head_dim" in values:
+            LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).save_pretrained(folder)
         return str(folder)
 
     return make

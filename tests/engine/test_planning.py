@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from semalign.config.jobs import Config
 from semalign.engine.cluster import check_resources
@@ -24,15 +25,17 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def weightless(family: dict[str, Path], tmp_path: Path) -> list[str]:
-    """The family's folders without their weights."""
+    """Models like the family's, with heads that vLLM serves; of their weights there is the header
+    alone, and a hole for the numbers.
+    """
     overrides = []
     for role, folder in family.items():
-        copy = shutil.copytree(
-            folder, tmp_path / role, ignore=shutil.ignore_patterns("*.safetensors")
-        )
-        config = json.loads((copy / "config.json").read_text())
-        config["head_dim"] = 32  # as vLLM wants it
-        (copy / "config.json").write_text(json.dumps(config))
+        copy = shutil.copytree(folder, tmp_path / role)
+        LlamaForCausalLM(LlamaConfig.from_pretrained(copy, head_dim=32)).save_pretrained(copy)
+        weights = copy / "model.safetensors"
+        size, content = weights.stat().st_size, weights.read_bytes()
+        weights.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+        os.truncate(weights, size)
         overrides.append(f"{role}={copy}")
     return overrides
 
