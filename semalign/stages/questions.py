@@ -20,7 +20,7 @@ def check_questions(models: Iterable[Model], settings: Evaluation, root: Path) -
     Raises UserError for a sandbox weaker than `sandbox.min_tier`, a chat template that is missing
     or cannot be rendered, and a tokenizer that does not give each choice a token of its own.
     """
-    protocol = chosen_protocol(settings)
+    chosen_protocol(settings)
     if any(find_task(task).kind == "code" for task in settings.tasks):
         require_tier(settings.sandbox.min_tier)
     for model in models:
