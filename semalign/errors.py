@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -53,14 +54,14 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _known(error: BaseException) -> bool:
-    return isinstance(root_cause(error), UserError | Failed)
-
-
 def _inner(error: BaseException) -> BaseException | None:
     """By the attributes of Ray's errors: of tasks, of Ray Train's controller and its workers."""
-    found = [getattr(error, name, None) for name in ("cause", "controller_failure")]
+    found: list[Any] = [getattr(error, name, None) for name in ("cause", "controller_failure")]
+
+    def known(failure: BaseException) -> bool:
+        return isinstance(root_cause(failure), UserError | Failed)
+
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, dict):  # one worker's error makes others fail: first those we know
-        found += sorted(failures.values(), key=lambda failure: not _known(failure))
+        found += sorted(failures.values(), key=lambda failure: not known(failure))
     return next((inner for inner in found if isinstance(inner, BaseException)), None)

@@ -22,6 +22,7 @@ from semalign.methods.method import method_of
 from semalign.plugins import VARIABLE
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+_PROBE_S = 5  # seconds
 _START_WAIT = "RAY_raylet_start_wait_time_s"
 # What Ray raises when a process of its own does not answer in time; it has no class for that.
 _LATE = ("timed out during startup", "raylet_start_wait_time_s", "GCS has become overloaded")
@@ -88,11 +89,11 @@ def _unwrapping() -> Iterator[None]:
 
 def not_joined(error: Exception, address: str | None) -> UserError | Failed:
     """What `ray.init` raised, as one line; without an `address` it was to start a cluster here."""
-    reason = one_line(error, limit=300)
-    named = f"cluster.address={address}"
+    reason, named = one_line(error, limit=300), f"cluster.address={address}"
     if address == "auto" and "RAY_ADDRESS" in os.environ:
-        named = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
-    if isinstance(error, AuthenticationError) or "InvalidAuthToken" in reason:
+        address = os.environ["RAY_ADDRESS"]
+        named = f"RAY_ADDRESS={address}"
+    if isinstance(error, AuthenticationError) or (address and _wants_token(address)):
         return UserError(
             f"{named if address else 'Ray'}: the token was not accepted; set RAY_AUTH_MODE=token "
             "and RAY_AUTH_TOKEN to the token that the cluster's head was started with"
@@ -108,6 +109,19 @@ def not_joined(error: Exception, address: str | None) -> UserError | Failed:
     if "ersion mismatch" in reason:
         return UserError(f"{named}: {reason}")
     return UserError(f"{named}: no Ray cluster answers there ({reason})")
+
+
+def _wants_token(address: str) -> bool:
+    """Whether a cluster answers there and refuses a call without a token, which Ray only logs."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary("/ray.rpc.JobInfoGcsService/GetNextJobID")
+        try:
+            call(b"", timeout=_PROBE_S)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _plugins() -> dict[str, Any] | None:

@@ -164,9 +164,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
             reason = one_line(error, limit=200)
             raise UserError(f"adapter '{path}' does not fit the model: {reason}") from error
     if not (path / _LAYER_WEIGHTS).is_file():
-        raise UserError(
-            f"'{path}' holds no adapter: neither {ADAPTER_CONFIG} nor {_LAYER_CONFIG}"
-        )
+        raise UserError(f"'{path}' holds no adapter: neither {ADAPTER_CONFIG} nor {_LAYER_CONFIG}")
     try:
         weights = load_file(path / _LAYER_WEIGHTS)
     except _UNUSABLE as error:

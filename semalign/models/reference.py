@@ -94,7 +94,15 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         """What determines the hidden states of given token ids."""
-        return {"weights": self.weights, "dtype": self.dtype}
+        found = {"weights": self.weights, "dtype": self.dtype}
+        return {**found, "code": "the checkpoint's"} if self.runs_own_code else found
+
+    @functools.cached_property
+    def runs_own_code(self) -> bool:
+        """Whether code of the checkpoint may run, in place of that of transformers."""
+        if not self.trust_remote_code or self.absent:
+            return False
+        return any(model_folder(self.path, weights=False).glob("*.py"))
 
     @functools.cached_property
     def shape(self) -> Shape:

@@ -180,7 +180,10 @@ def tied_with_another_head(folder: Path) -> None:
         (damaged_index, "model.safetensors.index.json cannot be read: "),
         (two_sets, "holds both model.safetensors and model.safetensors.index.json"),
         (adapter_beside, "also holds adapter_config.json"),
-        (tied_with_another_head, "have an LM head (lm_head.weight) that differs from the embedding"),
+        (
+            tied_with_another_head,
+            "have an LM head (lm_head.weight) that differs from the embedding",
+        ),
     ],
 )
 def test_weights_that_are_not_what_is_run(
@@ -208,7 +211,9 @@ def test_a_mixture_of_experts_is_stored_under_other_names(tmp_path: Path) -> Non
 
 def test_an_adapter_alone_is_no_model(copy: Path, tmp_path: Path) -> None:
     save_adapter(lora_on_layers(load_model(copy), [0]), tmp_path / "adapter", copy)
-    assert "holds no config.json, but an adapter; expected its base" in refusal(tmp_path / "adapter")
+    assert "holds no config.json, but an adapter; expected its base" in refusal(
+        tmp_path / "adapter"
+    )
 
 
 # configurations
@@ -343,7 +348,7 @@ def test_layers_that_are_not_paired_may_be_of_another_form(tmp_path: Path) -> No
     explicit = ("pairing.strategy=explicit", "training.lora.target_modules=[down_proj]")
     explicit += (f"workdir={tmp_path}",)
     Transfer.of(planned(student, *explicit, "pairing.explicit=[[1,1]]"), planned=True)
-    with pytest.raises(UserError, match="layer 2 .* has no linear module 'down_proj'"):
+    with pytest.raises(UserError, match=r"layer 2 .* has no linear module 'down_proj'"):
         Transfer.of(planned(student, *explicit, "pairing.explicit=[[1,2]]"), planned=True)
 
 
@@ -405,8 +410,9 @@ def test_a_special_token_without_a_row(copy: Path, name: str) -> None:
     tokenizer = load_tokenizer(copy)
     tokenizer.add_special_tokens({name: "<|im_end|>"})
     tokenizer.save_pretrained(copy)
-    assert f"{name} '<|im_end|>' of its tokenizer has the id 640, and its embedding has 640 rows" in (
-        refusal(copy)
+    assert (
+        f"{name} '<|im_end|>' of its tokenizer has the id 640, and its embedding has 640 rows"
+        in (refusal(copy))
     )
 
 
@@ -513,7 +519,7 @@ def test_a_merged_model_has_all_files_of_its_base(copy: Path) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, ImportError, RuntimeError])
 def test_other_libraries_exceptions_become_one_line(kind: type[Exception]) -> None:
-    with pytest.raises(UserError, match="^model 'm': .*first") as caught, reading("model 'm'"):
+    with pytest.raises(UserError, match=r"^model 'm': .*first") as caught, reading("model 'm'"):
         raise kind("first\n\n second " + "tensor " * 1000)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400

@@ -157,6 +157,20 @@ def test_what_decides_a_score_is_in_its_key(what: str, model: Path) -> None:
     assert records_key(model) != before
 
 
+def test_whose_code_is_run_is_in_the_key(model: Path) -> None:
+    def identities() -> list[Any]:
+        return [
+            Model.open(str(model), dtype="float32", trust_remote_code=trust).identity
+            for trust in (False, True)
+        ]
+
+    trusted, not_trusted = identities()
+    assert trusted == not_trusted  # there is no code
+    (model / "modeling_own.py").write_text("")
+    trusted, not_trusted = identities()
+    assert trusted != not_trusted
+
+
 def test_what_decides_nothing_is_not(model: Path) -> None:
     before = records_key(model)
     (model / "README.md").write_text("a model")
