@@ -16,7 +16,7 @@ from semalign.data.tokens import prompt_ids, starts
 from semalign.errors import UserError, one_line
 from semalign.sandbox.run import run
 from semalign.tasks import TASKS, Example, lm_harness
-from semalign.tasks.extraction import CODE_READERS
+from semalign.tasks.extraction import CODE_READERS, has_code
 from semalign.tasks.protocols import Profile, Protocol, find_protocol
 from semalign.tasks.task import cut, render
 
@@ -329,7 +329,7 @@ def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement
         min_tier=sandbox.min_tier,
     )
     return _Judgement(
-        extracted=code if code.strip() else None,
+        extracted=code if has_code(code) else None,
         correct=verdict.passed,
         reason=verdict.reason,
         tier=verdict.tier,

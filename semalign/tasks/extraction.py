@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n?", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```[^\n]*\n?", re.MULTILINE)
+# How a line of Python begins that is no line of prose.
+_STATEMENT = re.compile(
+    r"^[ \t]*(?:"
+    r"(?:async )?def \w+\s*\(|class \w+\s*[:(]|@\w|import \w|from [\w.]+ import|"
+    r"(?:for|while|if|with|try)\b.*:[ \t]*(?:#.*)?$|(?:return|yield|raise|assert|pass)\b|"
+    r"\w[\w.,\[\] \t]*?[ \t]*[-+*/]?=[^=]|\w[\w.]*\(.*\)[ \t]*$)",
+    re.MULTILINE,
+)
 
 
 def whole(answer: str) -> str:
@@ -17,28 +23,21 @@ def whole(answer: str) -> str:
 
 
 def first_fence(answer: str) -> str:
-    """The first fenced block, to its end or the answer's; without one, what stands before a fence.
+    """The first part of the answer, before, in or after a fence, that has code; all of it without a
+    fence, and nothing where no part has code.
 
-    As OpenAI's simple-evals (the first block, else the whole answer) and lm_eval's
-    humaneval_instruct (the code before the fence that closes the one in the prompt). A fence opens
-    a block when it names a language or follows no code.
+    So the first fenced block, as in OpenAI's simple-evals, with prose around it or not, or what
+    stands before the fence that closes the prompt's own, as in lm_eval's humaneval_instruct.
     """
-    fence = _FENCE.search(answer)
-    if fence is None:
+    parts = _FENCE.split(answer)
+    if len(parts) == 1:
         return answer
-    before = answer[: fence.start()]
-    if before.strip() and not fence[1] and _is_code(before):
-        return before
-    return answer[fence.end() :].partition("```")[0]
+    return next((part.partition("```")[0] for part in parts if has_code(part)), "")
 
 
-def _is_code(text: str) -> bool:
-    """Whether it has statements, as a module or as the rest of a function."""
-    for start in ("", "def f():\n    0\n"):
-        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            if ast.dump(ast.parse(start + text)) != ast.dump(ast.parse(start)):
-                return True
-    return False
+def has_code(text: str) -> bool:
+    """Whether a line begins as a statement of Python."""
+    return _STATEMENT.search(text) is not None
 
 
 # By the name that a profile of a code task has as its reader.

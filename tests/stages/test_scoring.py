@@ -174,7 +174,7 @@ def test_code_is_found_as_the_protocol_says(protocol: str, right: list[int]) -> 
     records = judged("mbpp", MBPP, generations, protocol=find_protocol(protocol))
     assert [record.correct for record in records] == list(map(bool, right))
     found = [record.extracted for record in records]
-    fenced = ["def f(): return 1\n", None] if protocol == "paper" else [FENCED, "```\n```"]
+    fenced = ["def f(): return 1\n", None] if protocol == "paper" else [FENCED, None]
     assert found == ["def f(): return 1", *fenced, None]
     limits = {"cut_answers": 0.25, "cut_prompts": 0.0, "joined_prompts": 0.0}
     assert shares(records) == {"no_answer": found.count(None) / 4, **limits}

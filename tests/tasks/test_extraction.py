@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semalign.tasks.extraction import CODE_READERS, first_fence
+from semalign.tasks.extraction import CODE_READERS, first_fence, has_code
 
 CODE = "def f(x):\n    return x\n"
 BODY = "\n    return x\n"
@@ -24,12 +24,15 @@ AGAIN = "```python\ndef g():\n    pass\n```\n"
         (f"```python\n{CODE}", CODE),  # cut before its end
         (f"Here is the function:\n\n```python\n{CODE}```\n", CODE),
         (f"Here is the function:\n\n```\n{CODE}```\n", CODE),
-        (f"  ```python\n{CODE}  ```\n", f"{CODE}  "),
+        (f"  ```python\n{CODE}  ```\n", CODE),
         (f"{CODE}```\n\nIt returns x.\n", CODE),  # closes the prompt's own fence
         (f"{BODY}```\n\nIt returns x.\n{AGAIN}", BODY),
         (f"# Solution\n```\n{CODE}```", CODE),  # a comment is no code
         (f"```python\n{CODE}```\nor\n{AGAIN}", CODE),  # the first one
         ("```", ""),
+        ("\n```\n\nThe code is designed to find the volume, and returns it.\n", ""),
+        (f"\n```\n\nThe code finds it:\n\n```python\n{CODE}```\n", CODE),
+        (f"It returns:\n```\n5\n```\nby\n```\n{CODE}```", CODE),
         ("I cannot.\n```python\n```", ""),
     ],
 )
@@ -37,3 +40,28 @@ def test_first_fence(answer: str, code: str) -> None:
     assert first_fence(answer) == code
     assert CODE_READERS["first-fence"](answer) == code
     assert CODE_READERS[""](answer) == answer
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def f(x):",
+        "    return",
+        "x = 1",
+        "a[0], b = c",
+        "x += 2",
+        "if x:",
+        "f(x)",
+        "import re",
+        "@g",
+    ],
+)
+def test_a_line_of_code(line: str) -> None:
+    assert has_code(f"So\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["", "Here is the code:", "# done", "if it is, we stop.", "for all x"]
+)
+def test_a_line_of_prose(line: str) -> None:
+    assert not has_code(f"So\n{line}\n")
