@@ -114,6 +114,7 @@ OTHERS: dict[str, Any] = {
     "alignment.map": "dual",
     "alignment.top_k": 9,
     "alignment.min_overlap": 0.5,
+    "alignment.unaligned": "refuse",
     "loss.objective": "geometry",
     "loss.alpha": 0.3,
     "loss.beta": 0.5,

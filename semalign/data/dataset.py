@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from semalign.data.tokens import Tokens, fingerprint
+from semalign.data.tokens import Tokens, count_positions, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,15 @@ class Dataset:
 
     @functools.cached_property
     def key(self) -> str:
-        """A hash of order, ids and prompt lengths."""
+        """A hash of order, ids, prompt lengths and aligned positions."""
         return fingerprint(self.tokens)
+
+    @functools.cached_property
+    def whole(self) -> Dataset:
+        """The same examples with every position, whatever another tokenizer's ids have."""
+        if all(example.aligned is None for example in self.tokens):
+            return self
+        return Dataset([replace(example, aligned=None) for example in self.tokens])
 
     @functools.cached_property
     def length(self) -> int:
@@ -36,7 +43,7 @@ class Dataset:
     @functools.cached_property
     def supervised(self) -> int:
         """Positions whose next token is of an answer."""
-        return sum(_width(example.supervised_positions) for example in self.tokens)
+        return sum(count_positions(example.supervised_positions) for example in self.tokens)
 
     def positions(self, positions: str) -> tuple[int, ...]:
         """How many positions of each example are stored and aligned: `all` or the `answer`'s."""
@@ -45,10 +52,6 @@ class Dataset:
     @functools.cached_property
     def _positions(self) -> dict[str, tuple[int, ...]]:
         return {
-            name: tuple(_width(example.align_positions(name)) for example in self.tokens)
+            name: tuple(count_positions(example.align_positions(name)) for example in self.tokens)
             for name in ("all", "answer")
         }
-
-
-def _width(where: slice) -> int:
-    return int(where.stop - where.start)
