@@ -6,7 +6,7 @@ both states stand for the same beginning of it. Where the tokenizers are one tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -98,9 +98,10 @@ def align_tokens(
     read = [b"".join(pieces) for pieces in spans if pieces is not None]
     if not (read[0].startswith(read[1]) or read[1].startswith(read[0])):  # one may be cut short
         return None
-    ends = [_ends(pieces) for pieces in spans if pieces is not None]
-    places = {end: place for place, end in enumerate(ends[1])}
-    pairs = [(place, places[end]) for place, end in enumerate(ends[0]) if end in places]
+    places = {end: place for place, end in _ends(teacher.ids, spans[1], theirs)}
+    pairs = [
+        (place, places[end]) for place, end in _ends(student.ids, spans[0], ours) if end in places
+    ]
     answer = range(len(student.ids))[student.answer_positions]
     answered = [pair for pair in pairs if pair[0] in answer]
     if not answered:
@@ -115,11 +116,15 @@ def align_tokens(
     )
 
 
-def _ends(pieces: Sequence[bytes]) -> list[tuple[int, bool]]:
-    """Where each token ends in the text, and whether it stands for a piece of it: BOS and EOS do
-    not.
-    """
-    return [
-        (end, bool(piece))
-        for end, piece in zip(accumulate(len(piece) for piece in pieces), pieces, strict=True)
-    ]
+def _ends(
+    ids: Sequence[int], pieces: Sequence[bytes], vocabulary: Vocabulary
+) -> Iterator[tuple[int, int | str]]:
+    """The places of tokens, each with where it ends in the text, in bytes; BOS and EOS by name."""
+    ends = accumulate(len(piece) for piece in pieces)
+    for place, (id_, piece, end) in enumerate(zip(ids, pieces, ends, strict=True)):
+        if piece:
+            yield place, end
+        elif place == 0 and id_ == vocabulary.bos:
+            yield place, "bos"
+        elif place == len(ids) - 1 and id_ == vocabulary.eos:
+            yield place, "eos"
