@@ -12,7 +12,7 @@ GPT2_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 
 def byte_level(token: str) -> bytes:
-    """GPT-2's alphabet: printable bytes are written as themselves, the n-th other one as 256 + n."""
+    """GPT-2's alphabet: a printable byte is itself, the n-th other one is 256 + n."""
     others = [byte for byte in range(256) if byte not in GPT2_PRINTED]
     return bytes(
         ord(letter) if ord(letter) in GPT2_PRINTED else others[ord(letter) - 256]
