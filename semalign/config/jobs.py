@@ -28,6 +28,7 @@ from semalign.config.sections import (
     Tracking,
     Training,
 )
+from semalign.names import sqlite_uri
 
 
 def _resolved(folder: str) -> str:
@@ -64,7 +65,7 @@ class Job(Settings):
 
     @property
     def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
+        return self.tracking.uri or sqlite_uri(self.work / "mlflow.db")
 
 
 class Config(Job):

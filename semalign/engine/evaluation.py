@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import MANIFEST, Workspace
-from semalign.artifacts.records import Record, item_scores, read_records
+from semalign.artifacts.records import Record, item_scores, read_records, shares
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
-from semalign.models.loading import load_tokenizer
-from semalign.models.peft_folder import check_adapter
-from semalign.sandbox.run import require_tier
+from semalign.errors import UserError
+from semalign.methods.method import LARGEST_RANK
+from semalign.models.peft_folder import adapter_rank, check_adapter
 from semalign.stages.judged import Candidate, Records, Served, Unit
-from semalign.stages.scoring import check_chat_template, chosen_protocol
-from semalign.tasks import find_task, load_split
+from semalign.stages.questions import check_questions
+from semalign.stages.references import check_references
+from semalign.stages.scoring import chosen_protocol
+from semalign.tasks import load_split
 from semalign.tasks.protocols import Protocol
 
 ScoreKey = tuple[str, str, str]  # candidate, task, split
@@ -25,12 +27,13 @@ ScoreKey = tuple[str, str, str]  # candidate, task, split
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Per (candidate, task, split): the records, their Parquet file and the score."""
+    """Per (candidate, task, split): the records, their Parquet file, the score and its limits."""
 
     protocol: Protocol
     records: dict[ScoreKey, list[Record]]
     files: dict[ScoreKey, Path]
     scores: dict[ScoreKey, Score]
+    shares: dict[ScoreKey, dict[str, float]]  # what limits the score: see `shares`
     generated: int  # items answered now; the others' records were cached
     seconds: float
 
@@ -55,7 +58,7 @@ def score_all(
     """
     begin = time.monotonic()
     protocol = chosen_protocol(settings)
-    check(candidates, settings)
+    check(candidates, settings, root=root, work=workspace.path)
     wanted = wanted_records(candidates, settings, root)
     places = {key: workspace.place(records) for key, records in wanted.items()}
     units = {key: Unit(records, records.journal(places[key])) for key, records in wanted.items()}
@@ -69,10 +72,11 @@ def score_all(
         from semalign.engine.dispatch import dispatch
 
         dispatch(todo, settings, engines or {}, judge_cpus=judge_cpus)
+    found = {key: read_records(unit.journal.file) for key, unit in units.items()}
+    limits = {key: shares(rows) for key, rows in found.items()}
     for key, records in wanted.items():
         if not (places[key] / MANIFEST).exists():
-            workspace.finish(records, places[key], {}, time.monotonic() - begin)
-    found = {key: read_records(unit.journal.file) for key, unit in units.items()}
+            workspace.finish(records, places[key], limits[key], time.monotonic() - begin)
     return Scored(
         protocol=protocol,
         records=found,
@@ -81,6 +85,7 @@ def score_all(
             key: score(list(item_scores(rows, k=protocol.profile(key[1]).k).values()))
             for key, rows in found.items()
         },
+        shares=limits,
         generated=generated,
         seconds=time.monotonic() - begin,
     )
@@ -111,17 +116,17 @@ def wanted_records(
     }
 
 
-def check(candidates: Sequence[Candidate], settings: Settings) -> None:
+def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, work: Path) -> None:
     """What can be refused before anything is generated; raises UserError."""
-    protocol = chosen_protocol(settings)
-    kinds = [find_task(task).kind for task in settings.tasks]
-    profiles = [protocol.profile(task) for task in settings.tasks]
-    if "code" in kinds:
-        require_tier(settings.sandbox.min_tier)
+    check_questions(
+        {candidate.model.path: candidate.model for candidate in candidates}.values(), settings, root
+    )
     for candidate in candidates:
         model = candidate.model
-        trust = model.trust_remote_code
-        if any(profile.chat == "template" for profile in profiles):
-            check_chat_template(load_tokenizer(model.path, trust_remote_code=trust))
         if candidate.adapter:
-            check_adapter(candidate.adapter, model.path, trust_remote_code=trust)
+            check_adapter(candidate.adapter, model.path, trust_remote_code=model.trust_remote_code)
+            if (rank := adapter_rank(candidate.adapter)) > LARGEST_RANK:
+                raise UserError(
+                    f"adapter {candidate.adapter}: rank {rank}; vLLM serves at most {LARGEST_RANK}"
+                )
+    check_references(settings, root, work)  # last, for it runs programs

@@ -28,6 +28,7 @@ def show_plan(config: Config) -> None:
     transfer = Transfer.of(config, planned=True)
     plan = plan_transfer(transfer, Workspace(config.work))
     _print(plan)
+    transfer.check_room(Workspace(config.work))
     available = _available(transfer.config)
     check_resources(transfer.config, available)
     _check_memory(transfer.config, plan.steps, available)

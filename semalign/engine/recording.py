@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
 from semalign.files import write_json, write_text
 from semalign.methods.method import Recipe, Transfer, used_settings
+from semalign.names import record_name
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, paired
 from semalign.stages.attribution import LayerScores
@@ -28,6 +29,7 @@ from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"
 CANDIDATES = ("student", "teacher", TRANSFERRED)
+_ENDS = ("stderr", "low", "high")  # of a score, recorded after its name
 
 
 @dataclass(frozen=True)
@@ -149,16 +151,20 @@ def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
 def record_scores(run: Run, scored: Scored) -> None:
     """Every score with its error and interval, those of groups, and how they were made.
 
-    No metric's name is the folder of another's: a file store could not hold both.
+    No metric's name is the folder of another's: a file store could not hold both. Names of groups,
+    tasks and models become names that MLflow takes (see `record_name`).
     """
     metrics: dict[str, list[float]] = {}
     for (candidate, task, split), score in scored.scores.items():
-        name = f"{split}/{task}/{candidate}"
+        name = "/".join(map(record_name, (split, task, candidate)))
         metrics[name] = [score.value]
-        for end in ("stderr", "low", "high"):
+        for end in _ENDS:
             metrics[f"{name}.{end}"] = [getattr(score, end)]
+        shares = scored.shares[candidate, task, split]
+        for share, value in shares.items():
+            metrics[f"{name}.{share}"] = [value]
         for group, part in by_group(scored.records[candidate, task, split]).items():
-            metrics[f"{name}.{group}"] = [part.value]
+            metrics[f"{name}.{record_name(group, taken=(*_ENDS, *shares))}"] = [part.value]
     run.metrics(metrics)
     protocol = scored.protocol
     run.tags(
@@ -194,6 +200,9 @@ def show(config: Config, scored: Scored, folder: Path, run: Run) -> None:
     for split in config.evaluation.splits:
         title = f"{config.teacher} -> {config.student}, {split} split"
         console.print(table.terminal(title, *_table(config, scored, split)))
+        console.print(table.terminal(table.SHARES, *_shares(scored, split)))
+    for text in table.joined_prompts(scored.shares):
+        console.print(text)
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
     console.print(f"protocol {table.protocol(scored.protocol)}")
     found = manifest(folder)
@@ -212,7 +221,8 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
     for split in job.splits:
         title = f"{job.model}, {split} split, protocol {table.protocol(scored.protocol)}"
         console.print(table.terminal(title, *_evaluation_table(job, scored, split)))
-    for text in _comparisons(job, scored):
+        console.print(table.terminal(table.SHARES, *_shares(scored, split)))
+    for text in [*table.joined_prompts(scored.shares), *_comparisons(job, scored)]:
         console.print(text)
     console.print("percent (95% interval)")
     rate = scored.generated / scored.seconds
@@ -250,6 +260,13 @@ def _table(config: Config, scored: Scored, split: str) -> tuple[list[str], list[
     )
 
 
+def _shares(scored: Scored, split: str) -> tuple[list[str], list[list[str]]]:
+    """What limits the scores of one split, as `_table` and `_evaluation_table` order them."""
+    found = [key for key in scored.shares if key[2] == split]
+    candidates, tasks = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    return [split, *tasks], table.share_rows(scored.shares, candidates, tasks, split)
+
+
 def _evaluation_table(
     job: EvaluationJob, scored: Scored, split: str
 ) -> tuple[list[str], list[list[str]]]:
@@ -284,7 +301,15 @@ def _evaluation_markdown(job: EvaluationJob, scored: Scored) -> str:
     title = f"# {job.model}, protocol {table.protocol(scored.protocol)}"
     tables = [table.markdown(*_evaluation_table(job, scored, split)) for split in job.splits]
     compared = "\n".join(f"- {text}" for text in _comparisons(job, scored))
-    return "\n\n".join([title, "Percent (95% interval).", *tables, compared])
+    limits = _limits(scored, job.splits)
+    return "\n\n".join([title, "Percent (95% interval).", *tables, *limits, compared])
+
+
+def _limits(scored: Scored, splits: Sequence[str]) -> list[str]:
+    """What limits the scores of a report, as paragraphs."""
+    tables = [table.markdown(*_shares(scored, split)) for split in splits]
+    joined = "\n".join(f"- {text}" for text in table.joined_prompts(scored.shares))
+    return [f"{table.SHARES.capitalize()}.", *tables, *([joined] if joined else [])]
 
 
 def _markdown(config: Config, scored: Scored) -> str:
@@ -295,4 +320,4 @@ def _markdown(config: Config, scored: Scored) -> str:
     )
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, scored, split)) for split in splits]
-    return "\n\n".join([title, note, *tables])
+    return "\n\n".join([title, note, *tables, *_limits(scored, splits)])

@@ -15,7 +15,7 @@ from semalign.data.root import data_root
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, score_all, wanted_records
 from semalign.engine.tracking import recorded
-from semalign.files import check_writable, content_key
+from semalign.files import check_writable, content_key, naming_full_disk
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
 from semalign.plugins import load_plugins
@@ -86,6 +86,7 @@ def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
     candidates = checked_candidates(job)
     check_writable(job.work)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_full_disk(job.work, lambda: 0))
         if not local:
             from semalign.engine.cluster import check_resources, cluster_resources, connect
 
@@ -134,8 +135,9 @@ def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
     load_plugins(job.plugins)
     candidates = _candidates(job, planned=True)
-    check(candidates, job)
-    wanted_records(candidates, job, data_root(str(job.root)))
+    root = data_root(str(job.root))
+    wanted_records(candidates, job, root)
+    check(candidates, job, root=root, work=job.work)
     return _candidates(job, planned=False)  # last, for all weights are read to hash them
 
 

@@ -114,4 +114,5 @@ def _generation(request: GenerationRequest, output: Any) -> Generation:
     return Generation(
         texts=tuple(sample.text for sample in output.outputs),
         token_ids=tuple(tuple(sample.token_ids) for sample in output.outputs),
+        unfinished=tuple(sample.finish_reason == "length" for sample in output.outputs),
     )

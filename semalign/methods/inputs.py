@@ -19,8 +19,10 @@ from semalign.models import published
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
+from semalign.models.support import check_supported
 from semalign.models.vocabulary import Overlap, read_vocabulary, shared_tokens
-from semalign.stages.scoring import chosen_protocol
+from semalign.stages.questions import check_questions
+from semalign.stages.references import check_references
 from semalign.tasks import TASKS, load_split
 
 
@@ -60,11 +62,14 @@ def load_inputs(
     is read too where a method needs it. To plan, of the paper's models the published
     shape will do where they are absent.
 
-    Raises UserError for missing models, data, splits or LM heads, a vocabulary overlap below
-    `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, and rows that
-    are both trained on and reported.
+    Raises UserError for missing models, data, splits or LM heads, models that are not supported
+    (`Model.open`, `check_supported`), a vocabulary overlap below `alignment.min_overlap`, an unknown
+    task or pairing strategy, layers out of range, rows that are both trained on and reported, and
+    rows whose own reference answer fails their tests.
     """
     teacher, student = _models(config, planned=True)
+    for model in (teacher, student):
+        check_supported(model)
     check_layers(config, teacher.layers, student.layers)
     ours, theirs, shared = _vocabularies(teacher, student)
     check_overlap(shared, config.alignment, config.student, config.teacher)
@@ -86,8 +91,10 @@ def load_inputs(
         splits[split] = Dataset(both.student), Dataset(both.teacher)
         for note in both.notes(f"{data.task}/{split}"):
             print(f"[data] {note}")
-    chosen_protocol(config.evaluation)
+    scored = data_root(config.evaluation.root or data.root)
+    check_questions((teacher, student), config.evaluation, scored)
     _check_held_out(config, trained or (data.train_split,))
+    check_references(config.evaluation, scored, config.work)
     if not planned:  # last, for all weights are read to hash them
         for model in (teacher, student):
             find_lm_head(model.path, trust_remote_code=config.trust_remote_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,6 +14,8 @@ from semalign.tasks.protocols import Protocol
 
 # (candidate, task, split) -> score
 Scores = Mapping[tuple[str, str, str], Score]
+# the same -> see semalign.artifacts.records.shares
+Shares = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 
 def score_rows(
@@ -57,6 +60,36 @@ def header(
     return [split, *titles, *(["mean gap"] if trained else [])]
 
 
+SHARES = "percent of outputs without an answer / cut by their limit of tokens / with a cut prompt"
+
+
+def share_rows(
+    shares: Shares, candidates: Sequence[str], tasks: Sequence[str], split: str
+) -> list[list[str]]:
+    """One row a candidate: per task what `SHARES` names, in percent of its outputs."""
+    names = ("no_answer", "cut_answers", "cut_prompts")
+    return [
+        [
+            candidate,
+            *(
+                "/".join(f"{100 * shares[candidate, task, split][name]:.1f}" for name in names)
+                for task in tasks
+            ),
+        ]
+        for candidate in candidates
+    ]
+
+
+def joined_prompts(shares: Shares) -> list[str]:
+    """One line for each score under which the tokenizer joins prompts with their answers."""
+    return [
+        f"{task} {split}, {candidate}: {100 * found['joined_prompts']:.1f}% of the prompts end "
+        "within a token of the reference text"
+        for (candidate, task, split), found in shares.items()
+        if found["joined_prompts"]
+    ]
+
+
 def protocol(protocol: Protocol) -> str:
     """`paper-1 (3f2a9c41)`: the protocol of a table's scores."""
     return f"{protocol.name}-{protocol.version} ({protocol.hash[:8]})"
@@ -64,8 +97,9 @@ def protocol(protocol: Protocol) -> str:
 
 def new_console() -> Console:
     """A console of the terminal's width, or wide enough for any table where output is a file."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(soft_wrap=True, width=240)
+    plain: Any = {"soft_wrap": True, "markup": False, "emoji": False}  # names may hold [a], :b:
+    console = Console(**plain)
+    return console if console.is_terminal else Console(**plain, width=240)
 
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
@@ -85,5 +119,6 @@ def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *body]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in (head, *body)]
+    lines = [rows[0], ["---", *["---:"] * (len(head) - 1)], *rows[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

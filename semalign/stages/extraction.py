@@ -100,6 +100,13 @@ class Activations(Artifact):
             + buffered * BYTES[self.dtype],
         )
 
+    def bytes_kept(self, folder: Path) -> int:
+        return sum(
+            shard.stat().st_size
+            for column in self.columns
+            for shard in (folder / str(column)).glob("[0-9]*.safetensors")
+        )
+
     @property
     def column_bytes(self) -> int:
         """Of one column on disk, to the byte."""

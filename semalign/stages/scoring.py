@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,15 @@ from typing import Any
 
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
-from semalign.errors import UserError
+from semalign.data.tokens import prompt_ids, starts
+from semalign.errors import UserError, one_line
 from semalign.sandbox.run import run
 from semalign.tasks import TASKS, Example, lm_harness
+from semalign.tasks.extraction import CODE_READERS
 from semalign.tasks.protocols import Profile, Protocol, find_protocol
 from semalign.tasks.task import cut, render
+
+_DAY = datetime.date(2024, 7, 26)  # that of Llama's own templates where there is no clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,7 @@ class GenerationRequest:
 
     With ``choice_ids`` only the next-token scores of those ids are wanted, and no text. ``seed``
     makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
+    ``joined``: the prompt's ids are no start of those of prompt and reference answer.
     """
 
     id: str
@@ -36,14 +42,19 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int = 0
     truncated: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What an engine answered: ``n`` texts with their token ids, or one score a choice id."""
+    """What an engine answered: ``n`` texts with their token ids, or one score a choice id.
+
+    ``unfinished``: of each text, whether the limit of tokens ended it.
+    """
 
     texts: tuple[str, ...] = ()
     token_ids: tuple[tuple[int, ...], ...] = ()
+    unfinished: tuple[bool, ...] = ()
     choice_scores: tuple[float, ...] | None = None
 
 
@@ -76,8 +87,9 @@ def requests(
     """One request an example of one task, as token ids.
 
     Special tokens are added once: by the chat template where the profile has one, else by the
-    tokenizer. The answer gets ``max_tokens``, or what the prompt leaves of ``max_model_len``; a
-    prompt that leaves less than both ``max_tokens`` and half of it is cut from the left.
+    tokenizer (see `prompt_ids`, which training uses too). The answer gets ``max_tokens``, or what
+    the prompt leaves of ``max_model_len``; a prompt that leaves less than both ``max_tokens`` and
+    half of it is cut from the left.
 
     Raises UserError for a tokenizer without the chat template that the profile wants, and for one
     that does not give each choice a token of its own.
@@ -88,11 +100,14 @@ def requests(
     questions = _questions(examples, tokenizer, profile)
     special = profile.chat != "template"
     texts = [question.text for question in questions]
-    ids = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    strip = profile.strip and (profile.chat == "none" or bool(profile.prefix))  # else a template's
+    ids = prompt_ids(texts, tokenizer, strip=strip, special=special)
+    answers = [text + example.answer for text, example in zip(texts, examples, strict=True)]
+    answered = prompt_ids(answers, tokenizer, strip=False, special=special)
     choices = questions[0].choices
     scored = choice_ids(texts[0], choices, tokenizer, special) if choices else None
     made = []
-    for example, question, prompt in zip(examples, questions, ids, strict=True):
+    for example, question, prompt, joint in zip(examples, questions, ids, answered, strict=True):
         wanted = 1 if choices else question.max_tokens
         room = max_model_len - min(wanted, max_model_len // 2)
         made.append(
@@ -107,6 +122,7 @@ def requests(
                 top_p=profile.top_p,
                 seed=int(hashlib.sha256(example.id.encode()).hexdigest()[:8], 16) >> 1,
                 truncated=len(prompt) > room,
+                joined=not starts(joint, prompt),
             )
         )
     return made
@@ -140,17 +156,47 @@ def _turn(prompt: str, tokenizer: Any, profile: Profile) -> str:
         return prompt
     if profile.chat == "tulu":
         return f"<|user|>\n{prompt}\n<|assistant|>\n"
-    check_chat_template(tokenizer)
+    return user_turn(prompt, tokenizer)
+
+
+def user_turn(prompt: str, tokenizer: Any) -> str:
+    """The prompt as the tokenizer's chat template renders it, up to where the answer begins.
+
+    A template that writes the date writes the same one in every run, as records of an earlier day
+    are found again. Raises UserError for a tokenizer without a template, and for a template that
+    cannot be rendered.
+    """
+    name = getattr(tokenizer, "name_or_path", "")
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"the tokenizer {name} has no chat template, which this protocol wants; choose one "
+            "without, such as protocol=paper"
+        )
     messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime
+            )
+        )
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise UserError(
+            f"the chat template of the tokenizer {name} cannot be rendered "
+            f"({type(error).__name__}: {one_line(error, limit=200)}); mend it, or choose a "
+            "protocol without, such as protocol=paper"
+        ) from error
 
 
 def check_chat_template(tokenizer: Any) -> None:
-    """Raise UserError when the tokenizer has no chat template."""
-    if not getattr(tokenizer, "chat_template", None):
+    """Render one question. Raises UserError as `user_turn` does, and for a template that leaves the
+    question out.
+    """
+    question = "What is 2 + 2?"
+    if question not in (turn := user_turn(question, tokenizer)):
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} has no chat template, which this protocol "
-            "wants; choose one without, such as protocol=paper"
+            f"the chat template of the tokenizer {tokenizer.name_or_path} leaves the question out: "
+            f"it gives {one_line(turn, limit=100)!r}; choose a protocol without, such as "
+            "protocol=paper"
         )
 
 
@@ -180,6 +226,7 @@ class _Output:
     sample: int
     text: str
     tokens: tuple[int, ...] = ()
+    unfinished: bool = False
     scores: tuple[float, ...] | None = None
 
 
@@ -223,8 +270,10 @@ def judge(
             profile=label,
             prompt_hash=_hash(output.request.prompt_ids),
             truncated=output.request.truncated,
+            joined=output.request.joined,
             output=output.text,
             tokens=list(output.tokens),
+            unfinished=output.unfinished,
             choice_scores=None if output.scores is None else list(output.scores),
             **vars(judgement),
         )
@@ -240,10 +289,16 @@ def _outputs(
         text = profile.choices[best]
         yield _Output(example=example, request=request, sample=0, text=text, scores=scores)
         return
-    for sample, (text, tokens) in enumerate(
-        zip(generation.texts, generation.token_ids, strict=True)
-    ):
-        yield _Output(example=example, request=request, sample=sample, text=text, tokens=tokens)
+    samples = zip(generation.texts, generation.token_ids, generation.unfinished, strict=True)
+    for sample, (text, tokens, unfinished) in enumerate(samples):
+        yield _Output(
+            example=example,
+            request=request,
+            sample=sample,
+            text=text,
+            tokens=tokens,
+            unfinished=unfinished,
+        )
 
 
 def _judgements(outputs: Sequence[_Output], profile: Profile, sandbox: Sandbox) -> list[_Judgement]:
@@ -266,14 +321,19 @@ def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
 
 def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement:
     example = output.example
+    code = CODE_READERS[profile.reader](cut(output.text, output.request.stop))
     verdict = run(
-        TASKS[example.task].program(cut(output.text, output.request.stop), example.row),
+        TASKS[example.task].program(code, example.row),
         timeout_s=profile.timeout_s,
         memory_mb=profile.memory_mb,
         min_tier=sandbox.min_tier,
     )
     return _Judgement(
-        correct=verdict.passed, reason=verdict.reason, tier=verdict.tier, seconds=verdict.seconds
+        extracted=code if code.strip() else None,
+        correct=verdict.passed,
+        reason=verdict.reason,
+        tier=verdict.tier,
+        seconds=verdict.seconds,
     )
 
 

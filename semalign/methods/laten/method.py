@@ -34,6 +34,7 @@ from semalign.stages.adaptation import STUDENT
 from semalign.stages.measure import peak_bytes
 from semalign.stages.update import HISTORY, described
 
+_MODULES = ("up_proj", "down_proj", "v_proj", "o_proj")
 _ADAM = 16  # bytes a trained parameter: itself, its gradient, two moments
 
 
@@ -144,8 +145,7 @@ class LatenStudent(Artifact):
         if not dense:
             return 4 * self.moved_vectors * self.student.width
         model = skeleton(self.student.config)
-        modules = ("up_proj", "down_proj", "v_proj", "o_proj")
-        paths = find_modules(model, modules, layers=self.laten.layers).values()
+        paths = find_modules(model, _MODULES, layers=self.laten.layers).values()
         return 4 * sum(model.get_submodule(path).weight.numel() for path in paths)  # type: ignore[operator, union-attr]
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -211,6 +211,10 @@ class LatenMethod(Method):
     def dtype(self, config: Config) -> str:
         """float32: the deltas are so small that nothing else keeps them."""
         return "float32"
+
+    def check(self, config: Config, inputs: Inputs) -> None:
+        for model in (inputs.teacher, inputs.student):
+            find_modules(skeleton(model.config), _MODULES, setting="method=laten")
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
         train, align = labelled_rows(config, inputs.train.tokens, inputs.align.tokens)

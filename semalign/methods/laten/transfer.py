@@ -34,7 +34,7 @@ from semalign.methods.laten.neurons import Located, locate
 from semalign.methods.laten.steps import HypernetworkStep, Item, drawn, train_hypernetwork
 from semalign.methods.laten.trace import Kind, LatenRow, in_teacher_ids, last_useful
 from semalign.models.decoder import Decoder, find_decoder
-from semalign.models.loading import copy_companions, load_model
+from semalign.models.loading import load_model, save_model
 
 STEPS: dict[str, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
 _OTHER_STEPS = 4  # of a task that the table does not have
@@ -156,8 +156,7 @@ def bake(
     model = load_model(student, dtype="float32", trust_remote_code=trust_remote_code)
     add_to_weights(find_decoder(model), deltas)
     with making(Path(out)) as partial:
-        model.save_pretrained(partial)
-        copy_companions(student, partial)
+        save_model(model, partial, student)
 
 
 def _locate_both(

@@ -170,6 +170,10 @@ class SeekingMethod(Method):
     def rank(self, config: Config) -> int | None:
         return _rank(config.seeking)
 
+    def check(self, config: Config, inputs: Inputs) -> None:
+        for model in (inputs.teacher, inputs.student):
+            find_modules(skeleton(model.config), config.seeking.modules)
+
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
         factors = SensitiveFactors(
             teacher=inputs.teacher,
