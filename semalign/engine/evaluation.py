@@ -12,6 +12,7 @@ from semalign.artifacts.artifact import MANIFEST, Workspace
 from semalign.artifacts.records import Record, item_scores, read_records, shares
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
+from semalign.engine.limits import check_engine
 from semalign.errors import UserError
 from semalign.methods.method import LARGEST_RANK
 from semalign.models.peft_folder import adapter_rank, check_adapter
@@ -123,6 +124,7 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
     )
     for candidate in candidates:
         model = candidate.model
+        check_engine(model, settings)
         if candidate.adapter:
             check_adapter(candidate.adapter, model.path, trust_remote_code=model.trust_remote_code)
             if (rank := adapter_rank(candidate.adapter)) > LARGEST_RANK:

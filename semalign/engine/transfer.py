@@ -14,6 +14,7 @@ from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
 from semalign.config.jobs import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored
+from semalign.engine.limits import check_engines
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
 from semalign.files import check_writable, naming_full_disk
@@ -38,6 +39,7 @@ def run_transfer(config: Config, *, local: bool = False) -> FinishedTransfer:
     loss is no longer finite.
     """
     prepared = Transfer.of(config)
+    check_engines([prepared])
     workspace = Workspace(config.work)
     prepared.check_room(workspace)
     check_writable(config.work)

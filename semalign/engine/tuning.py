@@ -23,6 +23,7 @@ from semalign.core.statistics import Score
 from semalign.engine import sweep_recording
 from semalign.engine.cluster import check_sweep, cluster_resources, connect, held_gpus
 from semalign.engine.executor import RayExecutor, trains_here
+from semalign.engine.limits import check_engines
 from semalign.engine.scoring import open_model, score_candidates
 from semalign.engine.serving import start_engines, stop_engines
 from semalign.engine.tracking import Run, recorded
@@ -60,6 +61,7 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
         load_optuna()
         possible = extremes(sweep)
     known = transfers(possible)
+    check_engines(known.values())
     config = planned[0].config
     check_writable(config.work)
     how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})

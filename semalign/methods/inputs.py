@@ -63,9 +63,9 @@ def load_inputs(
     shape will do where they are absent.
 
     Raises UserError for missing models, data, splits or LM heads, models that are not supported
-    (`Model.open`, `check_supported`), a vocabulary overlap below `alignment.min_overlap`, an unknown
-    task or pairing strategy, layers out of range, rows that are both trained on and reported, and
-    rows whose own reference answer fails their tests.
+    (`Model.open`, `check_supported`), a vocabulary overlap below `alignment.min_overlap`, an
+    unknown task or pairing strategy, layers out of range, rows that are both trained on and
+    reported, and rows whose own reference answer fails their tests.
     """
     teacher, student = _models(config, planned=True)
     for model in (teacher, student):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from semalign.errors import Failed, UserError
+from semalign.errors import Failed, UserError, one_line
 
 _LONGEST = 300  # characters of a library's message, which may list every tensor
 
@@ -25,5 +24,5 @@ def reading(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         named = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
-        reason = textwrap.shorten(named or type(error).__name__, _LONGEST, placeholder=" ...")
+        reason = one_line(named or type(error).__name__, limit=_LONGEST)
         raise UserError(f"{what}: {reason}") from error

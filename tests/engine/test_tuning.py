@@ -41,13 +41,13 @@ axes:
     cases:
       cross-entropy: {loss.alpha: 0}
       semalign: {loss.alpha: 0.3, pairing.explicit: [[2, 1]], pairing.strategy: explicit}
-      broken: {training.lr: 1.0e+38}
+      broken: {training.lr: 1.0e+20}
 """
 
 BROKEN = """
 base:
   data: {task: mmlu, train_limit: 32}
-  training: {epochs: 1, batch_size: 16, lr: 1.0e+38}
+  training: {epochs: 1, batch_size: 16, lr: 1.0e+20}
   evaluation: {tasks: [mmlu]}
   loss.alpha: 0
 axes: {loss.beta: [1.0]}

@@ -348,7 +348,7 @@ def test_layers_that_are_not_paired_may_be_of_another_form(tmp_path: Path) -> No
     explicit = ("pairing.strategy=explicit", "training.lora.target_modules=[down_proj]")
     explicit += (f"workdir={tmp_path}",)
     Transfer.of(planned(student, *explicit, "pairing.explicit=[[1,1]]"), planned=True)
-    with pytest.raises(UserError, match="layer 2 .* has no linear module 'down_proj'"):
+    with pytest.raises(UserError, match=r"layer 2 .* has no linear module 'down_proj'"):
         Transfer.of(planned(student, *explicit, "pairing.explicit=[[1,2]]"), planned=True)
 
 
@@ -519,7 +519,7 @@ def test_a_merged_model_has_all_files_of_its_base(copy: Path) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, ImportError, RuntimeError])
 def test_other_libraries_exceptions_become_one_line(kind: type[Exception]) -> None:
-    with pytest.raises(UserError, match="^model 'm': .*first") as caught, reading("model 'm'"):
+    with pytest.raises(UserError, match=r"^model 'm': .*first") as caught, reading("model 'm'"):
         raise kind("first\n\n second " + "tensor " * 1000)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400

@@ -58,6 +58,14 @@ def neuron_counts(share: float, intermediate_size: int, hidden_size: int) -> dic
     return {"ffn": int(exact * intermediate_size), "attn": int(exact * hidden_size)}
 
 
+def located_shape(student: Any, settings: Laten) -> tuple[int, dict[Kind, int]]:
+    """Layers, and neurons of a layer, that are located in both models, by the student's
+    configuration.
+    """
+    counts = neuron_counts(settings.share, student.intermediate_size, student.hidden_size)
+    return settings.layers or student.num_hidden_layers, counts
+
+
 def planned_steps(settings: Laten, task: str, rows: int) -> int:
     """`laten.steps`, or Table 4's of the task, but then at most one for each attribution row.
 
@@ -171,10 +179,10 @@ def _locate_both(
     queries = [last_useful(row, decode) for row in rows]
     table = student_to_teacher.tolist()
     translated = [in_teacher_ids(query, table) for query in queries]
-    config = find_decoder(student).base.config
+    layers, counts = located_shape(find_decoder(student).base.config, settings)
     shape: dict[str, Any] = {
-        "num_layers": settings.layers or config.num_hidden_layers,
-        "counts": neuron_counts(settings.share, config.intermediate_size, config.hidden_size),
+        "num_layers": layers,
+        "counts": counts,
         "readout": settings.readout,
     }
     student_neurons = locate(student, queries, who="student", **shape)
