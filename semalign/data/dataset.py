@@ -52,7 +52,7 @@ class Dataset:
 
     @functools.cached_property
     def _most_supervised(self) -> tuple[int, ...]:
-        widths = (_width(example.supervised_positions) for example in self.tokens)
+        widths = (count_positions(example.supervised_positions) for example in self.tokens)
         return tuple(itertools.accumulate(sorted(widths, reverse=True), initial=0))
 
     def positions(self, positions: str) -> tuple[int, ...]:
