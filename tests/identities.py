@@ -114,6 +114,7 @@ OTHERS: dict[str, Any] = {
     "alignment.map": "dual",
     "alignment.top_k": 9,
     "alignment.min_overlap": 0.5,
+    "alignment.unaligned": "refuse",
     "loss.objective": "geometry",
     "loss.alpha": 0.3,
     "loss.beta": 0.5,
@@ -215,13 +216,15 @@ def measure(settings: Iterable[str] | None = None) -> Measured:
 @contextmanager
 def _models_once() -> Iterator[None]:
     """Within the context each tokenizer is read once, and each pair of them compared once."""
-    read, compared = inputs.load_tokenizer, inputs.vocabulary_overlap
-    inputs.load_tokenizer = functools.cache(read)
-    inputs.vocabulary_overlap = functools.cache(compared)
+    names = ("load_tokenizer", "read_vocabulary", "shared_tokens")
+    plain = {name: getattr(inputs, name) for name in names}
+    for name, function in plain.items():
+        setattr(inputs, name, functools.cache(function))
     try:
         yield
     finally:
-        inputs.load_tokenizer, inputs.vocabulary_overlap = read, compared
+        for name, function in plain.items():
+            setattr(inputs, name, function)
 
 
 class _Bench:

@@ -27,7 +27,7 @@ from semalign.config.jobs import AnalysisJob
 from semalign.core.bases import semantic_bases
 from semalign.core.pairing import paper_number
 from semalign.core.similarity import MinibatchCKA, linear_cka
-from semalign.data.tokens import Tokens
+from semalign.data.tokens import Tokens, count_positions
 from semalign.errors import UserError
 from semalign.models.decoder import find_decoder
 from semalign.models.vocabulary import Overlap
@@ -146,7 +146,8 @@ def similarity_panels(
     of layers and panel; memory: 4 N (L_T D_T + L_S D_S) bytes on the student's device.
     """
     device = find_decoder(student).lm_head.weight.device
-    kept = drawn_positions(sum(len(e.ids) for e in tokens[0]), positions, seed=seed)
+    total = sum(count_positions(e.align_positions("all")) for e in tokens[0])
+    kept = drawn_positions(total, positions, seed=seed)
 
     def outputs(model: nn.Module, examples: Sequence[Tokens]) -> list[Tensor]:
         return [x.to(device) for x in layer_outputs(model, examples, kept, batch_size=batch_size)]

@@ -1,4 +1,4 @@
-"""Hidden states of a model at all positions of all examples, batch by batch."""
+"""Hidden states of a model at all aligned positions of all examples, batch by batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from semalign.data.batches import pad
+from semalign.data.batches import pad, position_mask
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import capture, find_decoder, run_base
 
@@ -24,8 +24,9 @@ def hidden_states(
     """
     decoder = find_decoder(model)
     for start in range(0, len(tokens), batch_size):
-        ids, mask = pad(tokens[start : start + batch_size], pad_id=0)
+        batch = tokens[start : start + batch_size]
+        ids, mask = pad(batch, pad_id=0)
         with capture(decoder, states) as captured:
             run_base(decoder, ids, mask)
-        where = mask.bool()
+        where = position_mask(batch, lambda e: e.align_positions("all"), ids.shape[1])
         yield [captured[state][where.to(captured[state].device)] for state in states]

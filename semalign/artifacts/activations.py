@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from semalign.artifacts.artifact import MANIFEST
-from semalign.data.tokens import Tokens
+from semalign.data.tokens import Tokens, count_positions
 from semalign.errors import UserError
 from semalign.files import locked, read_json, sha256, write_json, writing
 
@@ -163,14 +163,16 @@ class ActivationStore:
         `kept`: the same examples, some of them cut short; of these come the rows they still have.
         """
         rows = [entry["rows"] for entry in self._entries(column)]
-        counts = [_count(example, self.positions) for example in tokens]
+        counts = [count_positions(example.align_positions(self.positions)) for example in tokens]
         if len(counts) != self.examples or sum(counts) != sum(rows):
             raise UserError(
                 f"{self.path}: column {column} has {sum(rows)} rows, the dataset "
                 f"{sum(counts)} positions"
             )
         shards = [self._load(self.shard_path(column, s)) for s in range(self.num_shards)]
-        lengths = [_count(example, self.positions) for example in kept or tokens]
+        lengths = [
+            count_positions(example.align_positions(self.positions)) for example in kept or tokens
+        ]
         return Reader(shards, counts, self.shard_examples, lengths)
 
     def bytes(self, columns: Iterable[Column]) -> int:
@@ -228,8 +230,3 @@ class Reader:
 
     def __len__(self) -> int:
         return len(self._where)
-
-
-def _count(example: Tokens, positions: str) -> int:
-    where = example.align_positions(positions)
-    return int(where.stop - where.start)

@@ -154,7 +154,10 @@ class Alignment(Settings):
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the strongest coefficients of a token; null: all of them."""
     min_overlap: Annotated[float, Field(ge=0, le=1), RUNTIME] = 0.9
-    """Least share of the student's vocabulary that the teacher must have too."""
+    """Least share of the smaller vocabulary of the two that the other model must have too."""
+    unaligned: Annotated[Literal["drop", "refuse"], RUNTIME] = "drop"
+    """A row whose text the two tokenizers read differently, so that no position of its answer is
+    aligned: drop leaves it out and counts it, refuse is an error."""
 
 
 class Loss(Settings):

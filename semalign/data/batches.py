@@ -33,7 +33,7 @@ def pad(tokens: Sequence[Tokens], pad_id: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def position_mask(
-    tokens: Sequence[Tokens], where: Callable[[Tokens], slice], width: int
+    tokens: Sequence[Tokens], where: Callable[[Tokens], slice | list[int]], width: int
 ) -> torch.Tensor:
     """(B, T) bool: True at `where(example)` of each row."""
     mask = torch.zeros((len(tokens), width), dtype=torch.bool)

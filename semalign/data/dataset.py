@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from semalign.data.tokens import Tokens, fingerprint
+from semalign.data.tokens import Tokens, count_positions, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,15 @@ class Dataset:
 
     @functools.cached_property
     def key(self) -> str:
-        """A hash of order, ids and prompt lengths."""
+        """A hash of order, ids, prompt lengths and aligned positions."""
         return fingerprint(self.tokens)
+
+    @functools.cached_property
+    def whole(self) -> Dataset:
+        """The same examples with every position, whatever another tokenizer's ids have."""
+        if all(example.aligned is None for example in self.tokens):
+            return self
+        return Dataset([replace(example, aligned=None) for example in self.tokens])
 
     @functools.cached_property
     def length(self) -> int:
@@ -37,7 +44,7 @@ class Dataset:
     @functools.cached_property
     def supervised(self) -> int:
         """Positions whose next token is of an answer."""
-        return sum(_width(example.supervised_positions) for example in self.tokens)
+        return sum(count_positions(example.supervised_positions) for example in self.tokens)
 
     def most_supervised(self, count: int) -> int:
         """Supervised positions of `count` examples, at most."""
@@ -45,7 +52,7 @@ class Dataset:
 
     @functools.cached_property
     def _most_supervised(self) -> tuple[int, ...]:
-        widths = (_width(example.supervised_positions) for example in self.tokens)
+        widths = (count_positions(example.supervised_positions) for example in self.tokens)
         return tuple(itertools.accumulate(sorted(widths, reverse=True), initial=0))
 
     def positions(self, positions: str) -> tuple[int, ...]:
@@ -55,10 +62,6 @@ class Dataset:
     @functools.cached_property
     def _positions(self) -> dict[str, tuple[int, ...]]:
         return {
-            name: tuple(_width(example.align_positions(name)) for example in self.tokens)
+            name: tuple(count_positions(example.align_positions(name)) for example in self.tokens)
             for name in ("all", "answer")
         }
-
-
-def _width(where: slice) -> int:
-    return int(where.stop - where.start)

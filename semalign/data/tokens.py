@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from semalign.errors import UserError
 from semalign.tasks.task import Example
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Positions of one example, ascending: `all` that are aligned, and those of them that predict
+    the `answer`.
+    """
+
+    all: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -22,19 +30,26 @@ class Tokens:
 
     ids: prompt and answer, ending in EOS. prompt_length: how many of them are prompt, at least 1.
     Position t predicts token t + 1, so Eq. 4's set Omega is prompt_length - 1 .. len(ids) - 2. An
-    example without a label is a prompt alone, and its Omega is empty.
+    example without a label is a prompt alone, and its Omega is empty. aligned: the positions that
+    another tokenizer's ids of the same text have too; None where that is every position.
     """
 
     id: str
     ids: tuple[int, ...]
     prompt_length: int
+    aligned: Aligned | None = None
 
-    def align_positions(self, positions: str) -> slice:
+    def align_positions(self, positions: str) -> slice | list[int]:
         """Where Eq. 3's mask m is 1: every token (`all`), or those that predict the answer
-        (`answer`), which are Omega, and of a prompt alone its last token.
+        (`answer`), which are Omega, and of a prompt alone its last token; of these the aligned.
         """
-        if positions == "all":
-            return slice(0, len(self.ids))
+        if self.aligned is not None:
+            return [p for p in getattr(self.aligned, positions) if p < len(self.ids)]
+        return slice(0, len(self.ids)) if positions == "all" else self.answer_positions
+
+    @property
+    def answer_positions(self) -> slice:
+        """Those that predict the answer, aligned or not; of a prompt alone its last one."""
         return slice(self.prompt_length - 1, max(self.prompt_length, len(self.ids) - 1))
 
     @property
@@ -141,29 +156,16 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
-def translate_tokens(tokens: Sequence[Tokens], student_to_teacher: torch.Tensor) -> list[Tokens]:
-    """The same sequences in the teacher's ids, token string by token string, so that position t
-    means the same to both models.
-
-    student_to_teacher: (student vocabulary,) with -1 where the teacher has no such token.
-    Raises UserError naming the first example with a token that the teacher lacks.
-    """
-    table = student_to_teacher.tolist()
-    result = []
-    for example in tokens:
-        ids = tuple(table[i] for i in example.ids)
-        if -1 in ids:
-            raise UserError(
-                f"data: example {example.id} has student token {example.ids[ids.index(-1)]}, which "
-                "the teacher's vocabulary lacks; expected tokens that both share"
-            )
-        result.append(Tokens(example.id, ids, example.prompt_length))
-    return result
+def count_positions(where: slice | list[int]) -> int:
+    """How many positions a slice or a list has."""
+    return int(where.stop - where.start) if isinstance(where, slice) else len(where)
 
 
 def fingerprint(tokens: Sequence[Tokens]) -> str:
-    """Content hash of a tokenised dataset: order, ids and prompt lengths."""
+    """Content hash of a tokenised dataset: order, ids, prompt lengths and aligned positions."""
     digest = hashlib.sha256()
     for example in tokens:
         digest.update(repr((example.ids, example.prompt_length)).encode())
+        if example.aligned is not None:
+            digest.update(repr((example.aligned.all, example.aligned.answer)).encode())
     return digest.hexdigest()

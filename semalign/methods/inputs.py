@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from semalign.config.jobs import Config
+from semalign.config.sections import Alignment
 from semalign.core.pairing import STRATEGIES
 from semalign.data.dataset import Dataset
 from semalign.data.labels import mislabel
 from semalign.data.root import data_root
-from semalign.data.tokens import tokenise, translate_tokens
+from semalign.data.spans import Side, in_both
 from semalign.errors import UserError
 from semalign.models import published
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
 from semalign.models.support import check_supported
-from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.models.vocabulary import Overlap, read_vocabulary, shared_tokens
 from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
 from semalign.tasks import TASKS, load_split
@@ -70,13 +71,8 @@ def load_inputs(
     for model in (teacher, student):
         check_supported(model)
     check_layers(config, teacher.layers, student.layers)
-    tokenizer, shared = _vocabularies(teacher, student)
-    if shared.fraction < config.alignment.min_overlap or not len(shared.student_ids):
-        raise UserError(
-            f"alignment.min_overlap={config.alignment.min_overlap}: only {shared.fraction:.1%} of "
-            f"the tokens of {config.student} are in the vocabulary of {config.teacher}; expected "
-            "models of one family"
-        )
+    ours, theirs, shared = _vocabularies(teacher, student)
+    check_overlap(shared, config.alignment, config.student, config.teacher)
     root, data = data_root(config.data.root), config.data
     TASKS.find(data.task, "data.task")
     splits = {}
@@ -85,7 +81,16 @@ def load_inputs(
         examples = load_split(root, data.task, split)
         if split == data.train_split:
             examples = mislabel(examples[: data.train_limit], data)
-        splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
+        both = in_both(
+            examples,
+            ours,
+            theirs,
+            max_length=data.max_length,
+            unaligned=config.alignment.unaligned,
+        )
+        splits[split] = Dataset(both.student), Dataset(both.teacher)
+        for note in both.notes(f"{data.task}/{split}"):
+            print(f"[data] {note}")
     scored = data_root(config.evaluation.root or data.root)
     check_questions((teacher, student), config.evaluation, scored)
     _check_held_out(config, trained or (data.train_split,))
@@ -95,16 +100,15 @@ def load_inputs(
             find_lm_head(model.path, trust_remote_code=config.trust_remote_code)
         teacher, student = _models(config, planned=False)
     train, attribution = splits[data.train_split], splits[data.attribution_split]
-    table = shared.student_to_teacher
     return Inputs(
         teacher=teacher,
         student=student,
         shared=shared,
-        train=train,
-        train_teacher=Dataset(translate_tokens(train.tokens, table)),
-        attribution=attribution,
-        attribution_teacher=Dataset(translate_tokens(attribution.tokens, table)),
-        align=splits[align_split] if align_split else Dataset([]),
+        train=train[0],
+        train_teacher=train[1],
+        attribution=attribution[0],
+        attribution_teacher=attribution[1],
+        align=splits[align_split][0] if align_split else Dataset([]),
     )
 
 
@@ -156,19 +160,34 @@ def _models(config: Config, *, planned: bool) -> tuple[Model, Model]:
     return teacher, student
 
 
-def _vocabularies(teacher: Model, student: Model) -> tuple[Any, Overlap]:
-    """The student's tokenizer, and what its vocabulary shares with the teacher's."""
+def _vocabularies(teacher: Model, student: Model) -> tuple[Side, Side, Overlap]:
+    """The student's and the teacher's tokenizer, and the tokens that they share."""
     if teacher.absent or student.absent:
-        return published.stand_in(teacher.config, student.config)
-    tokenizers = [
-        load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+        tokenizer, shared = published.stand_in(teacher.config, student.config)
+        side = Side(tokenizer, read_vocabulary(tokenizer))
+        return side, side, shared
+    return sides(student, teacher)
+
+
+def sides(student: Model, teacher: Model) -> tuple[Side, Side, Overlap]:
+    """Both models' tokenizers, the student's first, and the tokens that they share."""
+    ours, theirs = (
+        Side(tokenizer, read_vocabulary(tokenizer, rows=model.config.vocab_size))
         for model in (student, teacher)
-    ]
-    return tokenizers[0], vocabulary_overlap(
-        *tokenizers,
-        student_rows=student.config.vocab_size,
-        teacher_rows=teacher.config.vocab_size,
+        for tokenizer in [load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)]
     )
+    rows = student.config.vocab_size
+    return ours, theirs, shared_tokens(ours.vocabulary, theirs.vocabulary, student_rows=rows)
+
+
+def check_overlap(shared: Overlap, alignment: Alignment, student: str, teacher: str) -> None:
+    """Raise UserError where the two vocabularies share less than `alignment.min_overlap`."""
+    if shared.fraction_of_smaller < alignment.min_overlap or not len(shared.student_ids):
+        raise UserError(
+            f"alignment.min_overlap={alignment.min_overlap}: only {shared.fraction_of_smaller:.1%} "
+            f"of the tokens of the smaller vocabulary are in the other one, of {student} and "
+            f"{teacher}"
+        )
 
 
 def check_layers(config: Config, teacher_layers: int, student_layers: int) -> None:

@@ -192,7 +192,7 @@ def _targets(inputs: Inputs, extraction: Extraction, columns: frozenset[Column])
 def _prefix(inputs: Inputs, extraction: Extraction, dtype: str, layer: int) -> Prefix:
     return Prefix(
         model=inputs.student,
-        rows=inputs.train,
+        rows=inputs.train.whole,
         columns=frozenset([Column(layer, "input")]),
         positions="all",
         dtype=dtype,

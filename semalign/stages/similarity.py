@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from semalign.artifacts.artifact import Artifact, Cost, Json
 from semalign.artifacts.host import Host
 from semalign.core.similarity import MinibatchCKA
-from semalign.data.batches import pad
+from semalign.data.batches import pad, position_mask
 from semalign.data.dataset import Dataset
-from semalign.data.tokens import Tokens
+from semalign.data.tokens import Tokens, count_positions
 from semalign.files import read_json, write_json
 from semalign.models.decoder import Decoder, capture, find_decoder, run_base
 from semalign.models.memory import WIDE, Batch, loading, weights
@@ -97,8 +97,9 @@ def layer_similarity(
 ) -> list[list[float]]:
     """CKA of the block outputs: a row a teacher layer, a column a student layer, from 0.
 
-    The same examples in either model's ids, position for position; batches of `batch_size` of them
-    in an order that is always the same, of each batch at most 512 positions drawn at random.
+    The same examples in either model's ids, at the positions that are aligned; batches of
+    `batch_size` of them in an order that is always the same, of each batch at most 512 positions
+    drawn at random.
     Cost: a forward pass of both models, and that of MinibatchCKA. Raises UserError for a batch of
     less than 4 positions.
     """
@@ -107,7 +108,7 @@ def layer_similarity(
     cka = MinibatchCKA(*(len(decoder.layers) for decoder in decoders))
     generator = torch.Generator().manual_seed(0)
     for batch in torch.randperm(len(student_tokens), generator=generator).split(batch_size):
-        count = sum(len(student_tokens[e].ids) for e in batch)
+        count = sum(count_positions(student_tokens[e].align_positions("all")) for e in batch)
         rows = torch.randperm(count, generator=generator)[:_ROWS]
         cka.update(
             *(
@@ -119,10 +120,13 @@ def layer_similarity(
 
 
 def _blocks(decoder: Decoder, tokens: Sequence[Tokens], rows: Tensor) -> list[Tensor]:
-    """Every layer's output at `rows` of the examples' positions, counted through: (N, D) each."""
+    """Every layer's output at `rows` of the examples' aligned positions, counted through: (N, D)
+    each.
+    """
     ids, mask = pad(tokens, pad_id=0)
     wanted = [(layer, "block") for layer in range(len(decoder.layers))]
     with capture(decoder, wanted) as seen:
         run_base(decoder, ids, mask)
-    places = mask.flatten().nonzero()[:, 0][rows]
+    where = position_mask(tokens, lambda e: e.align_positions("all"), ids.shape[1])
+    places = where.flatten().nonzero()[:, 0][rows]
     return [seen[key].flatten(0, 1)[places.to(seen[key].device)] for key in wanted]

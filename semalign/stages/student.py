@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from semalign.core.losses import OBJECTIVES, chunked_sum, cross_entropy_sum, kl_divergence_sum
 from semalign.data.batches import pad, position_mask
-from semalign.data.tokens import Tokens
+from semalign.data.tokens import Tokens, count_positions
 from semalign.models.decoder import capture, find_decoder, logits, run_base
 from semalign.models.partial import run_from
 from semalign.stages.supervision import Supervision
@@ -34,11 +34,13 @@ class SupervisedStudent(nn.Module):
     def counts(self, batch: Sequence[int]) -> dict[str, int]:
         """What each term of the loss is averaged over, in a whole batch of examples."""
         loss, tokens = self.supervision.loss, [self.supervision.tokens[e] for e in batch]
-        lengths = [_size(self._aligned(example)) for example in tokens]
+        lengths = [count_positions(self._aligned(example)) for example in tokens]
         sequences = sum(length >= 2 for length in lengths)
         counts = {
             "alignment": sequences if self._objective.per_sequence else sum(lengths),
-            "cross_entropy": sum(_size(example.supervised_positions) for example in tokens),
+            "cross_entropy": sum(
+                count_positions(example.supervised_positions) for example in tokens
+            ),
             "divergence": sum(lengths),
         }
         weights = (loss.alpha, loss.beta, loss.gamma)
@@ -101,7 +103,7 @@ class SupervisedStudent(nn.Module):
         student, teacher = self.supervision.heads
         return kl_divergence_sum(student.logits(final), teacher.logits(final_teacher))
 
-    def _aligned(self, example: Tokens) -> slice:
+    def _aligned(self, example: Tokens) -> slice | list[int]:
         return example.align_positions(self.supervision.positions)
 
     @property
@@ -122,7 +124,3 @@ class SupervisedStudent(nn.Module):
         for i, row in enumerate(rows):
             hidden[i, : len(row)] = row
         return hidden.to(device), mask.to(device), ids.to(device)
-
-
-def _size(where: slice) -> int:
-    return int(where.stop - where.start)

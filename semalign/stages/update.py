@@ -282,18 +282,16 @@ class _Source:
     def inputs(self, layer: int) -> Any:
         if self.update.prefix is None:
             return None
-        return self._reader(self.update.prefix, Column(layer, "input"))
+        rows = self.update.prefix.rows.tokens
+        visible = hide_labels(rows, self.update.labelled)
+        return self._reader(self.update.prefix, Column(layer, "input"), rows, visible)
 
     def targets(self) -> list[Target]:
-        assert self.update.targets is not None
         return [
             Target(
                 student=pair.student,
                 interface=interface,
-                readers=tuple(
-                    self._reader(self.update.targets, Column(layer, interface))
-                    for layer in pair.teacher
-                ),
+                readers=tuple(self._target(Column(layer, interface)) for layer in pair.teacher),
                 weights=pair.weights,
             )
             for pair in self.update.pairs
@@ -301,12 +299,18 @@ class _Source:
         ]
 
     def final(self) -> Any:
-        assert self.update.targets is not None and self.update.teacher is not None
-        return self._reader(self.update.targets, final_column(self.update.teacher.layers))
+        assert self.update.teacher is not None
+        return self._target(final_column(self.update.teacher.layers))
 
-    def _reader(self, stored: Activations, column: Column) -> Any:
-        store = stored.open(self.workspace.place(stored))
-        return store.reader(column, self.update.rows.tokens, self.visible)
+    def _target(self, column: Column) -> Any:
+        """The teacher has as many aligned positions as the student, whatever its ids."""
+        assert self.update.targets is not None
+        return self._reader(self.update.targets, column, self.update.rows.tokens, self.visible)
+
+    def _reader(
+        self, stored: Activations, column: Column, rows: Sequence[Tokens], kept: Sequence[Tokens]
+    ) -> Any:
+        return stored.open(self.workspace.place(stored)).reader(column, rows, kept)
 
 
 def _heads(update: Update, decoder: Decoder) -> tuple[Head, Head]:

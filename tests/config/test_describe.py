@@ -83,6 +83,7 @@ def test_runtime_settings() -> None:
         "cluster.address",
         "cluster.autoscaling",
         "alignment.min_overlap",
+        "alignment.unaligned",
         "data.shared_with",
         "attribution.batch_size",
         *(f"extraction.{name}" for name in ("store", "shard_examples", "batch_tokens")),

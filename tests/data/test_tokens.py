@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from semalign.data.batches import length_buckets, pad, position_mask
-from semalign.data.tokens import Tokens, fingerprint, prompt_ids, starts, tokenise, translate_tokens
+from semalign.data.tokens import Tokens, fingerprint, prompt_ids, starts, tokenise
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
 from semalign.stages.scoring import requests
@@ -56,13 +55,6 @@ def test_a_prompt_that_leaves_no_answer(tokenizer) -> None:  # type: ignore[no-u
 def test_long_answers_are_cut(tokenizer) -> None:  # type: ignore[no-untyped-def]
     [found] = tokenise([example("Q:", " 1 2 3 4 5 6 7 8 9")], tokenizer, max_length=8)
     assert len(found.ids) == 8
-
-
-def test_translation_is_token_by_token() -> None:
-    rows = [Tokens("a", (0, 2), 1)]
-    assert translate_tokens(rows, torch.tensor([7, -1, 4]))[0].ids == (7, 4)
-    with pytest.raises(UserError, match="example a has student token 2"):
-        translate_tokens(rows, torch.tensor([7, 1, -1]))
 
 
 def test_fingerprint_sees_ids_and_boundaries() -> None:

@@ -20,7 +20,7 @@ from semalign.config.read import resolve
 from semalign.config.sections import Extraction, Lora, Loss, Seeking, Training
 from semalign.data.batches import pad
 from semalign.data.dataset import Dataset
-from semalign.data.tokens import Tokens, fingerprint, tokenise, translate_tokens
+from semalign.data.tokens import Tokens, fingerprint, tokenise
 from semalign.errors import UserError
 from semalign.methods import Transfer
 from semalign.methods.laten import transfer as laten
@@ -93,7 +93,7 @@ def seeking(update: Update, workspace: Workspace, **settings: object) -> Update:
     factors = SensitiveFactors(
         teacher=model(TEACHER),
         student=update.student,
-        rows=Dataset(translate_tokens(update.rows.tokens[:4], overlap.student_to_teacher)),
+        rows=Dataset(update.rows.tokens[:4]),  # the family has one tokenizer
         shared=overlap,
         seeking=Seeking(rank=4, **settings),
     )

@@ -245,7 +245,7 @@ def test_one_changed_weight_changes_the_fingerprint(checkpoint: Path, copy: Path
     assert model_fingerprint(copy) != model_fingerprint(checkpoint)
 
 
-def test_vocabularies_are_matched_by_token_string() -> None:
+def test_vocabularies_are_matched_by_what_tokens_stand_for() -> None:
     student = make_tokenizer(["a", "b", "c"])
     teacher = make_tokenizer(["c", "x", "a"])
     teacher.add_tokens(["[PAD]", "b"])

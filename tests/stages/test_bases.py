@@ -38,6 +38,7 @@ def shared(models: dict[str, Model]) -> Overlap:
         student_ids=every.student_ids[kept],
         teacher_ids=every.teacher_ids[kept][order],
         fraction=0.9,
+        fraction_of_smaller=0.9,
         student_to_teacher=every.student_to_teacher,
     )
 
