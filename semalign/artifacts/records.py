@@ -23,7 +23,8 @@ class Record:
 
     ``group``: such as MMLU's subject. ``prompt_hash``: of the prompt's token ids, ``truncated``
     when its start did not fit. ``tokens``: the generated ids, or ``choice_scores`` the log
-    probability of each choice. ``reason`` and ``tier``: the sandbox's. ``seconds``: of judging.
+    probability of each choice. ``score``: of metrics that are not right or wrong; a log-probability
+    is that of a byte, on average. ``reason`` and ``tier``: the sandbox's. ``seconds``: of judging.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Record:
     reason: str
     tier: int | None
     seconds: float
+    score: float | None = None
 
 
 _SCHEMA = pa.schema(
@@ -62,6 +64,7 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("tier", pa.int8()),
         ("seconds", pa.float64()),
+        ("score", pa.float64()),
     ]
 )
 
@@ -148,11 +151,15 @@ def _read_part(part: Path) -> list[Record]:
 
 
 def item_scores(records: Iterable[Record], *, k: int = 1) -> dict[str, float]:
-    """Each item's score in [0, 1], by id: right or wrong, or pass@k by the unbiased estimator.
+    """Each item's score, by id: right or wrong, pass@k by the unbiased estimator, or the record's
+    own score where the metric has one.
 
     With one sample an item, accuracy and pass@1 are the same.
     """
     samples: dict[str, list[bool]] = {}
+    scores: dict[str, float] = {}
     for record in records:
         samples.setdefault(record.id, []).append(record.correct)
-    return {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}
+        if record.score is not None:
+            scores[record.id] = record.score
+    return scores or {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from semalign.data.chat import training_prompts
 from semalign.errors import UserError
 from semalign.tasks.task import Example
 
@@ -53,12 +54,14 @@ def tokenise(examples: Sequence[Example], tokenizer, *, max_length: int) -> list
         raise UserError(f"{tokenizer.name_or_path}: tokenizer without an EOS token; set eos_token")
     if not examples:
         return []
-    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
-    texts = tokenizer([example.prompt + example.answer for example in examples])["input_ids"]
+    before, special = training_prompts(examples, tokenizer)
+    whole = [prompt + e.answer for prompt, e in zip(before, examples, strict=True)]
+    prompts = tokenizer(before, add_special_tokens=special)["input_ids"]
+    texts = tokenizer(whole, add_special_tokens=special)["input_ids"]
     result = []
     for example, prompt, text in zip(examples, prompts, texts, strict=True):
         ids = text if text[-1] == eos else [*text, eos]
-        prompt_length = max(1, _common_prefix(prompt, ids))
+        prompt_length = max(1, common_prefix(prompt, ids))
         if prompt_length >= min(len(ids), max_length):
             raise UserError(
                 f"data.max_length={max_length}: example {example.id} of {example.task} has a "
@@ -68,7 +71,8 @@ def tokenise(examples: Sequence[Example], tokenizer, *, max_length: int) -> list
     return result
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with together."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return index

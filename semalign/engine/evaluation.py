@@ -12,12 +12,13 @@ from semalign.artifacts.artifact import MANIFEST, Workspace
 from semalign.artifacts.records import Record, item_scores, read_records
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
+from semalign.data.root import check_splits, scored_examples
 from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import check_adapter
 from semalign.sandbox.run import require_tier
 from semalign.stages.judged import Candidate, Records, Served, Unit
 from semalign.stages.scoring import check_chat_template, chosen_protocol
-from semalign.tasks import find_task, load_split
+from semalign.tasks import find_task
 from semalign.tasks.protocols import Protocol
 
 ScoreKey = tuple[str, str, str]  # candidate, task, split
@@ -71,7 +72,8 @@ def score_all(
         dispatch(todo, settings, engines or {}, judge_cpus=judge_cpus)
     for key, records in wanted.items():
         if not (places[key] / MANIFEST).exists():
-            workspace.finish(records, places[key], {}, time.monotonic() - begin)
+            items = settings.limited or "all items"
+            workspace.finish(records, places[key], {"scored": items}, time.monotonic() - begin)
     found = {key: read_records(unit.journal.file) for key, unit in units.items()}
     return Scored(
         protocol=protocol,
@@ -91,8 +93,9 @@ def wanted_records(
 ) -> dict[ScoreKey, Records]:
     """The records of every candidate, task and split, made or not."""
     protocol = chosen_protocol(settings)
+    check_splits((root, task, split) for task in settings.tasks for split in settings.splits)
     data = {
-        (task, split): load_split(root, task, split)
+        (task, split): scored_examples(settings, root, task, split)
         for task in settings.tasks
         for split in settings.splits
     }

@@ -14,6 +14,7 @@ import pandas as pd
 from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.local import Timer
 from semalign.config.jobs import Config, EvaluationJob
+from semalign.config.sections import Evaluation
 from semalign.core.attribution import critical_layers
 from semalign.data.root import data_root
 from semalign.engine.evaluation import Scored
@@ -92,6 +93,8 @@ def write_scores(folder: Path, config: Config, scored: Scored) -> None:
         "teacher": config.teacher,
         "student": config.student,
     }
+    if config.evaluation.limited:
+        described["scored"] = config.evaluation.limited
     write_json(folder / "scores.json", {**described, "scores": scores, "records": records})
 
 
@@ -109,7 +112,7 @@ def finish(run: Run, transfer: Transfer, recipe: Recipe, scored: Scored, timer: 
     folder = workspace.place(recipe.result)
     _draw(transfer, recipe, workspace)
     run.artifact(str(folder / "figures"), "figures")
-    record_scores(run, scored)
+    record_scores(run, scored, transfer.config.evaluation)
     run.metrics({f"seconds/{name}": [value] for name, value in timer.seconds.items()})
     run.tags({"vocabulary.overlap": f"{transfer.inputs.shared.fraction:.4f}"})
     record_result(run, transfer.config, folder)
@@ -138,7 +141,7 @@ def record_result(run: Run, config: Config, folder: Path) -> None:
 
 def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
     """The same of an evaluation by itself."""
-    record_scores(run, scored)
+    record_scores(run, scored, job)
     report = job.work / "reports" / f"evaluation-{run.run_id}.md"
     write_text(report, _evaluation_markdown(job, scored))
     run.artifact(str(report))
@@ -146,7 +149,7 @@ def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
     run.end("FINISHED")
 
 
-def record_scores(run: Run, scored: Scored) -> None:
+def record_scores(run: Run, scored: Scored, settings: Evaluation) -> None:
     """Every score with its error and interval, those of groups, and how they were made.
 
     No metric's name is the folder of another's: a file store could not hold both.
@@ -166,6 +169,7 @@ def record_scores(run: Run, scored: Scored) -> None:
             "protocol": f"{protocol.name}-{protocol.version}",
             "protocol.hash": protocol.hash,
             "sandbox.tier": sandbox_tier(scored),
+            "scored": settings.limited or "all items",
         }
     )
 
@@ -192,7 +196,7 @@ def show(config: Config, scored: Scored, folder: Path, run: Run) -> None:
     """The table of each split, where the files are, and how to open MLflow."""
     console = table.new_console()
     for split in config.evaluation.splits:
-        title = f"{config.teacher} -> {config.student}, {split} split"
+        title = f"{config.teacher} -> {config.student}, {_split_text(config.evaluation, split)}"
         console.print(table.terminal(title, *_table(config, scored, split)))
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
     console.print(f"protocol {table.protocol(scored.protocol)}")
@@ -210,7 +214,8 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
     """The table of each split, the comparisons, and how to open MLflow."""
     console = table.new_console()
     for split in job.splits:
-        title = f"{job.model}, {split} split, protocol {table.protocol(scored.protocol)}"
+        which = _split_text(job, split)
+        title = f"{job.model}, {which}, protocol {table.protocol(scored.protocol)}"
         console.print(table.terminal(title, *_evaluation_table(job, scored, split)))
     for text in _comparisons(job, scored):
         console.print(text)
@@ -221,6 +226,11 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
         f"sandbox tier {sandbox_tier(scored)}"
     )
     console.print(to_open(job, run))
+
+
+def _split_text(settings: Evaluation, split: str) -> str:
+    """`test split`, or `test split, first 100 items`."""
+    return f"{split} split" + (f", {settings.limited}" if settings.limited else "")
 
 
 def sandbox_tier(scored: Scored) -> str:
@@ -284,14 +294,19 @@ def _evaluation_markdown(job: EvaluationJob, scored: Scored) -> str:
     title = f"# {job.model}, protocol {table.protocol(scored.protocol)}"
     tables = [table.markdown(*_evaluation_table(job, scored, split)) for split in job.splits]
     compared = "\n".join(f"- {text}" for text in _comparisons(job, scored))
-    return "\n\n".join([title, "Percent (95% interval).", *tables, compared])
+    note = "Percent (95% interval)." + _limit_note(job)
+    return "\n\n".join([title, note, *tables, compared])
+
+
+def _limit_note(settings: Evaluation) -> str:
+    return f" Scored are the {settings.limited} of each split." if settings.limited else ""
 
 
 def _markdown(config: Config, scored: Scored) -> str:
     title = f"# {config.teacher} -> {config.student}, trained on {config.data.task}"
     note = (
         f"Protocol {table.protocol(scored.protocol)}. Percent (95% interval); mean gap: points "
-        "below the teacher; * the task trained on."
+        "below the teacher; * the task trained on." + _limit_note(config.evaluation)
     )
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, scored, split)) for split in splits]

@@ -11,7 +11,7 @@ from semalign.artifacts.artifact import Workspace
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
-from semalign.data.root import data_root
+from semalign.data.root import data_root, scored_examples
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, score_all, wanted_records
 from semalign.engine.tracking import recorded
@@ -21,7 +21,6 @@ from semalign.models.reference import Model
 from semalign.plugins import load_plugins
 from semalign.stages.judged import Candidate, Served
 from semalign.stages.scoring import chosen_protocol
-from semalign.tasks import load_split
 
 
 def score_candidates(
@@ -122,8 +121,9 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
     for task in job.tasks:
         profile = protocol.profile(task)
         for split in job.splits:
-            items = len(load_split(data_root(str(job.root)), task, split))
-            print(f"{task} {split}: {items} items x {profile.n} samples x {len(candidates)} models")
+            items = len(scored_examples(job, data_root(str(job.root)), task, split))
+            models = f"{len(candidates)} models" + (f"; {job.limited}" if job.limited else "")
+            print(f"{task} {split}: {items} items x {profile.n} samples x {models}")
     print(
         f"{job.num_engines} engine(s) of {job.num_cpus:g} CPUs and "
         f"{job.num_gpus * job.tensor_parallel_size:g} GPUs each"

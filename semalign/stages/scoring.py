@@ -11,9 +11,11 @@ from typing import Any
 
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
+from semalign.data.chat import chat_text
+from semalign.data.spans import Span, Spans
 from semalign.errors import UserError
 from semalign.sandbox.run import run
-from semalign.tasks import TASKS, Example, lm_harness
+from semalign.tasks import TASKS, Example, Row, Task, lm_harness
 from semalign.tasks.protocols import Profile, Protocol, find_protocol
 from semalign.tasks.task import cut, render
 
@@ -22,7 +24,9 @@ from semalign.tasks.task import cut, render
 class GenerationRequest:
     """A request to an engine for one item; greedy unless ``temperature`` is above 0.
 
-    With ``choice_ids`` only the next-token scores of those ids are wanted, and no text. ``seed``
+    With ``choice_ids`` only the next-token scores of those ids are wanted, and no text; with
+    ``spans`` only the log-probability of each, which is a text's ids and where the scored ones
+    begin, counted from 0. ``seed``
     makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
     """
 
@@ -31,6 +35,7 @@ class GenerationRequest:
     max_tokens: int
     stop: tuple[str, ...] = ()
     choice_ids: tuple[int, ...] | None = None
+    spans: tuple[Span, ...] = ()
     n: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
@@ -40,11 +45,14 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What an engine answered: ``n`` texts with their token ids, or one score a choice id."""
+    """What an engine answered: ``n`` texts with their token ids, or one score a choice id or span,
+    and whether greedy decoding would have given the span.
+    """
 
     texts: tuple[str, ...] = ()
     token_ids: tuple[tuple[int, ...], ...] = ()
     choice_scores: tuple[float, ...] | None = None
+    greedy: tuple[bool, ...] = ()
 
 
 def chosen_protocol(settings: Evaluation) -> Protocol:
@@ -68,6 +76,7 @@ class _Question:
     choices: tuple[str, ...]
     stop: tuple[str, ...]
     max_tokens: int
+    scored: tuple[str, ...] = ()  # continuations of any length, in place of choices of one token
 
 
 def requests(
@@ -87,6 +96,12 @@ def requests(
     profile = protocol.profile(examples[0].task)
     questions = _questions(examples, tokenizer, profile)
     special = profile.chat != "template"
+    if questions[0].scored:
+        spans = Spans(tokenizer, special, max_model_len - 1)
+        return [
+            _scored_request(example, question, spans)
+            for example, question in zip(examples, questions, strict=True)
+        ]
     texts = [question.text for question in questions]
     ids = tokenizer(texts, add_special_tokens=special)["input_ids"]
     choices = questions[0].choices
@@ -122,27 +137,51 @@ def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) ->
             _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
             for item in library
         ]
+    task = TASKS[examples[0].task]
     return [
         _Question(
-            _turn(render(profile.prompt, example.row), tokenizer, profile)
-            + render(profile.prefix, example.row),
+            _turn(example.row, task, tokenizer, profile)
+            + render(profile.prefix, task.values(example.row)),
             profile.choices,
             profile.stop,
             profile.max_tokens,
+            task.continuations(example.row),
         )
         for example in examples
     ]
 
 
-def _turn(prompt: str, tokenizer: Any, profile: Profile) -> str:
-    """The prompt as a user's turn, up to where the answer begins."""
+def _turn(row: Row, task: Task, tokenizer: Any, profile: Profile) -> str:
+    """The prompt as a user's turn, or as the turns of a chat, up to where the answer begins."""
+    if messages := task.messages(row):
+        return chat_text(messages[:-1], tokenizer)
+    prompt = render(profile.prompt, task.values(row))
     if profile.chat == "none":
         return prompt
     if profile.chat == "tulu":
         return f"<|user|>\n{prompt}\n<|assistant|>\n"
     check_chat_template(tokenizer)
-    messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return chat_text([{"role": "user", "content": prompt}], tokenizer)
+
+
+def _scored_request(example: Example, question: _Question, spans: Spans) -> GenerationRequest:
+    """The log-probability of each continuation: next-token scores where each is a token of its own
+    after the same ids.
+    """
+    found = [spans.of(question.text, text) for text in question.scored]
+    cut = any(part.truncated for part in found)
+    pieces = tuple(piece for part in found for piece in part.pieces)
+    (ids, start), *_ = pieces
+    ends = {piece[start:] for piece, _ in pieces}
+    single = all(begin == start and piece[:start] == ids[:start] for piece, begin in pieces)
+    if len(pieces) == len(ends) > 1 and single and all(len(end) == 1 for end in ends):
+        tokens = tuple(piece[start] for piece, _ in pieces)
+        return GenerationRequest(
+            id=example.id, prompt_ids=ids[:start], max_tokens=1, choice_ids=tokens, truncated=cut
+        )
+    return GenerationRequest(
+        id=example.id, prompt_ids=ids[:start], max_tokens=1, spans=pieces, truncated=cut
+    )
 
 
 def check_chat_template(tokenizer: Any) -> None:
@@ -187,6 +226,7 @@ class _Output:
 class _Judgement:
     extracted: str | None = None
     correct: bool
+    score: float | None = None
     reason: str = ""
     tier: int | None = None
     seconds: float
@@ -236,8 +276,9 @@ def _outputs(
     example: Example, request: GenerationRequest, generation: Generation, profile: Profile
 ) -> Iterator[_Output]:
     if (scores := generation.choice_scores) is not None:
-        best = max(range(len(scores)), key=scores.__getitem__)  # of equal ones, the first
-        text = profile.choices[best]
+        task = TASKS[example.task]
+        choices = profile.choices or task.continuations(example.row)
+        text = choices[task.best(scores, choices)] if task.kind == "choice" else ""
         yield _Output(example=example, request=request, sample=0, text=text, scores=scores)
         return
     for sample, (text, tokens) in enumerate(
@@ -280,15 +321,21 @@ def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement
 def _by_reading(output: _Output, profile: Profile) -> _Judgement:
     begin = time.perf_counter()
     task, row = TASKS[output.example.task], output.example.row
-    if output.scores is not None:
-        extracted: str | None = output.text.strip()
+    extracted: str | None = None
+    score = None
+    if output.scores is not None and task.kind == "likelihood":
+        correct = False
+        score = sum(output.scores) / len(task.answer(row).encode())
+    elif output.scores is not None:
+        extracted = output.text.strip()
         correct = output.text == task.answer(row)
     else:
         reader = task.readers[profile.reader]
         extracted = reader.extract(cut(output.text, output.request.stop))
         correct = reader.correct(extracted, row)
+        score = reader.grade(extracted, row) if reader.grade else None
     seconds = time.perf_counter() - begin
-    return _Judgement(extracted=extracted, correct=correct, seconds=seconds)
+    return _Judgement(extracted=extracted, correct=correct, score=score, seconds=seconds)
 
 
 def _hash(ids: Sequence[int]) -> str:

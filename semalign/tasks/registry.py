@@ -20,6 +20,8 @@ def register_task(task: Task) -> Task:
 for _task in (Mmlu(), Gsm8k(), HumanEval(), Mbpp()):
     register_task(_task)
 
+BUILT_IN = tuple(TASKS)
+
 
 def find_task(name: str) -> Task:
     """The task of that name; UserError with the nearest one otherwise."""
