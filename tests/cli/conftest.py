@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from semalign.artifacts.records import Record, write_records
+from semalign.artifacts.records import write_records
 from semalign.cli import app
 from semalign.core.statistics import score
+from tests.recorded import PROFILE, records
 
-PROFILE = "paper-1@3f2a9c"
 Call = Callable[..., Any]
 
 
@@ -23,31 +23,6 @@ Call = Callable[..., Any]
 def call() -> Call:
     """Runs the command in this process; the result has exit_code, stdout and stderr."""
     return lambda *arguments: CliRunner().invoke(app, [str(word) for word in arguments])
-
-
-def records(verdicts: str, task: str, split: str, profile: str = PROFILE) -> list[Record]:
-    """`++-`: two items right and one wrong."""
-    return [
-        Record(
-            task=task,
-            split=split,
-            id=f"{task}/{place}",
-            sample=0,
-            group=None,
-            profile=profile,
-            prompt_hash="0",
-            truncated=False,
-            output="",
-            tokens=[],
-            choice_scores=None,
-            extracted=None,
-            correct=verdict == "+",
-            reason="",
-            tier=None,
-            seconds=0.0,
-        )
-        for place, verdict in enumerate(verdicts)
-    ]
 
 
 class Work:
@@ -75,7 +50,7 @@ class Work:
     def records(self, name: str, verdicts: str, task: str, split: str, profile: str) -> str:
         folder = self.path / "records" / name
         folder.mkdir(parents=True)
-        write_records(folder / "records.parquet", records(verdicts, task, split, profile))
+        write_records(folder / "records.parquet", records(verdicts, task, split, profile=profile))
         return str(folder / "records.parquet")
 
     def transfer(

@@ -4,39 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from semalign.artifacts.records import Record
 from semalign.core.statistics import Comparison
 from semalign.errors import UserError
 from semalign.report.compare import by_group, line, paired
-
-PROFILE = "paper-1@3f2a9c"
-
-
-def records(
-    verdicts: str, task: str = "mmlu", *, profile: str = PROFILE, samples: int = 1
-) -> list[Record]:
-    """`++-`: two right and one wrong, `samples` of them to an item; subjects take turns."""
-    return [
-        Record(
-            task=task,
-            split="test",
-            id=f"{task}/{place // samples}",
-            sample=place % samples,
-            group=("sums", "logic")[place // samples % 2] if task == "mmlu" else None,
-            profile=profile,
-            prompt_hash="0",
-            truncated=False,
-            output="",
-            tokens=[],
-            choice_scores=None,
-            extracted=None,
-            correct=verdict == "+",
-            reason="",
-            tier=None,
-            seconds=0.0,
-        )
-        for place, verdict in enumerate(verdicts)
-    ]
+from tests.recorded import records
 
 
 def test_accuracy_is_compared_by_mcnemar_and_pass_at_k_by_bootstrap() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from semalign.artifacts.records import Record
 from semalign.config.read import resolve
 from semalign.core.statistics import compare, score
 from semalign.report import sweep as report
@@ -20,6 +19,7 @@ from semalign.report.figures import heat_map, parallel_coordinates
 from semalign.sweep.file import Sweep, load_sweep
 from semalign.sweep.summary import Result, Summary, finished, summarise, versus
 from semalign.sweep.trials import Trial, trials
+from tests.recorded import records
 
 SWEEP = """
 description: how much alignment
@@ -231,29 +231,10 @@ def test_the_best_as_yaml_is_the_same_transfer(sweep: Sweep, tmp_path: Path) -> 
 
 def test_records_become_a_result(sweep: Sweep) -> None:
     trial = trials(sweep)[0]
-    rows = [
-        Record(
-            task="mmlu",
-            split="dev",
-            id=str(place),
-            sample=0,
-            group=None,
-            profile="p",
-            prompt_hash="0",
-            truncated=False,
-            output="",
-            tokens=[],
-            choice_scores=None,
-            extracted=None,
-            correct=verdict == "+",
-            reason="",
-            tier=None,
-            seconds=0.0,
-        )
-        for place, verdict in enumerate("++-+")
-    ]
+    rows = records("++-+", split="dev")
     made = finished(trial, {("mmlu", "dev"): rows}, 3.0)
-    assert made.state == "finished" and made.items["mmlu", "dev"] == items("++-+")
+    assert made.state == "finished"
+    assert list(made.items["mmlu", "dev"].values()) == list(items("++-+").values())
     assert made.score(("mmlu", "dev")) == 0.75
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
@@ -13,24 +12,13 @@ from semalign.config.sections import Sandbox
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
 from semalign.stages.scoring import Generation, judge, requests
-from semalign.tasks import HUB, TASKS, Profile, Row, Task, find_task, load_split, register_task
+from semalign.tasks import HUB, TASKS, Profile, Row, find_task, load_split, register_task
 from semalign.tasks.protocols import PROTOCOLS, find_protocol
+from tests.extending.test_toy_task import ANSWERS, Parity
 
-ANSWERS = (" A", " B")
 
-
-class Parity(Task):
-    """Is a number even (A) or odd (B)?"""
-
-    name = "parity"
-    kind = "choice"
-    metric = "accuracy"
-    schema = MappingProxyType({"number": int})
-    template = "Question: {{ number }}\nA. even\nB. odd\nAnswer:"
-    profile = Profile(prompt=template, choices=ANSWERS)
-
-    def answer(self, row: Row) -> str:
-        return ANSWERS[row["number"] % 2]
+class Grouped(Parity):
+    """Reported by size of the number, too."""
 
     def group(self, row: Row) -> str:
         return "small" if row["number"] < 10 else "large"
@@ -40,7 +28,7 @@ class Parity(Task):
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The task registered for one test, and a folder with three rows of it."""
     monkeypatch.setattr(TASKS, "_things", dict(TASKS))
-    register_task(Parity())
+    register_task(Grouped())
     (tmp_path / "parity").mkdir()
     lines = "".join(json.dumps({"number": number}) + "\n" for number in (4, 7, 12))
     (tmp_path / "parity" / "test.jsonl").write_text(lines)
