@@ -22,9 +22,12 @@ class Record:
     """One judged output, under the evaluation profile that it names.
 
     ``group``: such as MMLU's subject. ``prompt_hash``: of the prompt's token ids, ``truncated``
-    when its start did not fit. ``tokens``: the generated ids, or ``choice_scores`` the log
-    probability of each choice. ``score``: of metrics that are not right or wrong; a log-probability
-    is that of a byte, on average. ``reason`` and ``tier``: the sandbox's. ``seconds``: of judging.
+    when its start did not fit, ``joined`` when they are no start of those of prompt and reference
+    answer. ``tokens``: the generated ids, ``unfinished`` when their limit ended them; or
+    ``choice_scores`` the log probability of each choice. ``extracted``: the answer in the output,
+    such as its code; None when there is none. ``score``: of metrics that
+    are not right or wrong; a log-probability is that of a byte, on average. ``reason`` and
+    ``tier``: the sandbox's. ``seconds``: of judging.
     """
 
     task: str
@@ -35,8 +38,10 @@ class Record:
     profile: str
     prompt_hash: str
     truncated: bool
+    joined: bool
     output: str
     tokens: list[int]
+    unfinished: bool
     choice_scores: list[float] | None
     extracted: str | None
     correct: bool
@@ -56,8 +61,10 @@ _SCHEMA = pa.schema(
         ("profile", pa.string()),
         ("prompt_hash", pa.string()),
         ("truncated", pa.bool_()),
+        ("joined", pa.bool_()),
         ("output", pa.string()),
         ("tokens", pa.list_(pa.int32())),
+        ("unfinished", pa.bool_()),
         ("choice_scores", pa.list_(pa.float64())),
         ("extracted", pa.string()),
         ("correct", pa.bool_()),
@@ -163,3 +170,17 @@ def item_scores(records: Iterable[Record], *, k: int = 1) -> dict[str, float]:
         if record.score is not None:
             scores[record.id] = record.score
     return scores or {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}
+
+
+def shares(records: Sequence[Record]) -> dict[str, float]:
+    """What limits a score, as shares of its outputs in [0, 1]: outputs without an answer, such as
+    code, in them; outputs that the limit of tokens ended; prompts that were cut at their start; and
+    prompts whose last token is another one when the reference answer follows.
+    """
+    found = {
+        "no_answer": sum(record.extracted is None for record in records),
+        "cut_answers": sum(record.unfinished for record in records),
+        "cut_prompts": sum(record.truncated for record in records),
+        "joined_prompts": sum(record.joined for record in records),
+    }
+    return {name: count / len(records) for name, count in found.items()}

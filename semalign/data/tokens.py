@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from semalign.data.chat import training_prompts
 from semalign.errors import UserError
 from semalign.tasks.task import Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,56 @@ class Tokens:
         return slice(self.prompt_length - 1, len(self.ids) - 1)
 
 
-def tokenise(examples: Sequence[Example], tokenizer, *, max_length: int) -> list[Tokens]:  # type: ignore[no-untyped-def]
-    """Prompt and answer tokenised together; the answer starts where that differs from the prompt.
+# How a line of code after a prompt may begin.
+_CONTINUATIONS = ("x", "    x")
 
-    Cut at `max_length` tokens. Raises UserError when an example has no supervised token left, and
-    when the tokenizer has no EOS token.
+
+def prompt_ids(
+    prompts: Sequence[str], tokenizer: Any, *, strip: bool = True, special: bool = True
+) -> list[list[int]]:
+    """The ids of each prompt, for training and for evaluation; an answer's ids come after them.
+
+    With ``strip``, whitespace at the end of a prompt is left to its answer where the tokenizer
+    would join it with what follows: GPT-2's kind has one token for a newline and the indentation
+    after it, and an answer that begins in the middle of a token is unlike all the model has seen.
+    ``special``: with a BOS where the tokenizer adds one, and without an EOS that it adds.
+    """
+    if not prompts:
+        return []
+    found = _encode(prompts, tokenizer, special)
+    loose = [i for i, prompt in enumerate(prompts) if strip and prompt != prompt.rstrip()]
+    stripped = _encode([prompts[i].rstrip() for i in loose], tokenizer, special)
+    continued = [
+        _encode([prompts[i] + line for i in loose], tokenizer, special) for line in _CONTINUATIONS
+    ]
+    for place, (i, shorter) in enumerate(zip(loose, stripped, strict=True)):
+        if not all(starts(texts[place], found[i]) for texts in continued):
+            found[i] = shorter
+    return found
+
+
+def _encode(texts: Sequence[str], tokenizer: Any, special: bool = True) -> list[list[int]]:
+    """Ids; with ``special`` a BOS where the tokenizer adds one, never a second, and no EOS."""
+    if not texts:
+        return []
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    if not special:
+        return found
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return [ids[ids[:2] == [bos, bos] : len(ids) - (ids[1:][-1:] == [eos])] for ids in found]
+
+
+def starts(ids: Sequence[int], prompt: Sequence[int]) -> bool:
+    """Whether a text's ids begin with those of its prompt."""
+    return list(ids[: len(prompt)]) == list(prompt)
+
+
+def tokenise(examples: Sequence[Example], tokenizer: Any, *, max_length: int) -> list[Tokens]:
+    """Prompt and answer tokenised together; the answer starts where the prompt's ids end.
+
+    Where a tokenizer joins a prompt's end with its answer's start, the answer begins before that
+    token; the number of such examples is logged. Cut at `max_length` tokens. Raises UserError when
+    an example has no supervised token left, and when the tokenizer has no EOS token.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
@@ -56,11 +105,12 @@ def tokenise(examples: Sequence[Example], tokenizer, *, max_length: int) -> list
         return []
     before, special = training_prompts(examples, tokenizer)
     whole = [prompt + e.answer for prompt, e in zip(before, examples, strict=True)]
-    prompts = tokenizer(before, add_special_tokens=special)["input_ids"]
-    texts = tokenizer(whole, add_special_tokens=special)["input_ids"]
+    prompts = prompt_ids(before, tokenizer, special=special)
+    texts = _encode(whole, tokenizer, special)
+    warn_joined(examples, prompts, texts)
     result = []
     for example, prompt, text in zip(examples, prompts, texts, strict=True):
-        ids = text if text[-1] == eos else [*text, eos]
+        ids = [*text, eos]
         prompt_length = max(1, common_prefix(prompt, ids))
         if prompt_length >= min(len(ids), max_length):
             raise UserError(
@@ -69,6 +119,22 @@ def tokenise(examples: Sequence[Example], tokenizer, *, max_length: int) -> list
             )
         result.append(Tokens(example.id, tuple(ids[:max_length]), prompt_length))
     return result
+
+
+def warn_joined(
+    examples: Sequence[Example], prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+) -> None:
+    """Log how many prompts' ids are no start of the ids of prompt and answer."""
+    joined = [
+        example.id
+        for example, prompt, text in zip(examples, prompts, texts, strict=True)
+        if not starts(text, prompt)
+    ]
+    if joined:
+        logger.warning(
+            "the tokenizer joins the end of %d of %d prompts of %s with the answer, first %s",
+            *(len(joined), len(examples), examples[0].task, joined[0]),
+        )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.artifacts.artifact import MANIFEST, Workspace
-from semalign.artifacts.records import Record, item_scores, read_records
+from semalign.artifacts.records import Record, item_scores, read_records, shares
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
 from semalign.data.root import check_splits, scored_examples
@@ -17,6 +17,7 @@ from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import check_adapter
 from semalign.sandbox.run import require_tier
 from semalign.stages.judged import Candidate, Records, Served, Unit
+from semalign.stages.references import check_references
 from semalign.stages.scoring import check_chat_template, chosen_protocol
 from semalign.tasks import find_task
 from semalign.tasks.protocols import Protocol
@@ -26,12 +27,13 @@ ScoreKey = tuple[str, str, str]  # candidate, task, split
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Per (candidate, task, split): the records, their Parquet file and the score."""
+    """Per (candidate, task, split): the records, their Parquet file, the score and its limits."""
 
     protocol: Protocol
     records: dict[ScoreKey, list[Record]]
     files: dict[ScoreKey, Path]
     scores: dict[ScoreKey, Score]
+    shares: dict[ScoreKey, dict[str, float]]  # what limits the score: see `shares`
     generated: int  # items answered now; the others' records were cached
     seconds: float
 
@@ -56,7 +58,7 @@ def score_all(
     """
     begin = time.monotonic()
     protocol = chosen_protocol(settings)
-    check(candidates, settings)
+    check(candidates, settings, root=root, work=workspace.path)
     wanted = wanted_records(candidates, settings, root)
     places = {key: workspace.place(records) for key, records in wanted.items()}
     units = {key: Unit(records, records.journal(places[key])) for key, records in wanted.items()}
@@ -70,11 +72,14 @@ def score_all(
         from semalign.engine.dispatch import dispatch
 
         dispatch(todo, settings, engines or {}, judge_cpus=judge_cpus)
+    found = {key: read_records(unit.journal.file) for key, unit in units.items()}
+    limits = {key: shares(rows) for key, rows in found.items()}
     for key, records in wanted.items():
         if not (places[key] / MANIFEST).exists():
-            items = settings.limited or "all items"
-            workspace.finish(records, places[key], {"scored": items}, time.monotonic() - begin)
-    found = {key: read_records(unit.journal.file) for key, unit in units.items()}
+            items = {"scored": settings.limited or "all items"}
+            workspace.finish(
+                records, places[key], {**limits[key], **items}, time.monotonic() - begin
+            )
     return Scored(
         protocol=protocol,
         records=found,
@@ -83,6 +88,7 @@ def score_all(
             key: score(list(item_scores(rows, k=protocol.profile(key[1]).k).values()))
             for key, rows in found.items()
         },
+        shares=limits,
         generated=generated,
         seconds=time.monotonic() - begin,
     )
@@ -114,13 +120,14 @@ def wanted_records(
     }
 
 
-def check(candidates: Sequence[Candidate], settings: Settings) -> None:
+def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, work: Path) -> None:
     """What can be refused before anything is generated; raises UserError."""
     protocol = chosen_protocol(settings)
     kinds = [find_task(task).kind for task in settings.tasks]
     profiles = [protocol.profile(task) for task in settings.tasks]
     if "code" in kinds:
         require_tier(settings.sandbox.min_tier)
+    check_references(settings, root, work)
     for candidate in candidates:
         model = candidate.model
         trust = model.trust_remote_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,10 @@ def record_scores(run: Run, scored: Scored, settings: Evaluation) -> None:
         metrics[name] = [score.value]
         for end in ("stderr", "low", "high"):
             metrics[f"{name}.{end}"] = [getattr(score, end)]
+        for share, value in scored.shares[candidate, task, split].items():
+            metrics[f"{name}.{share}"] = [value]
+        for share, value in scored.shares[candidate, task, split].items():
+            metrics[f"{name}.{share}"] = [value]
         for group, part in by_group(scored.records[candidate, task, split]).items():
             metrics[f"{name}.{group}"] = [part.value]
     run.metrics(metrics)
@@ -198,6 +202,9 @@ def show(config: Config, scored: Scored, folder: Path, run: Run) -> None:
     for split in config.evaluation.splits:
         title = f"{config.teacher} -> {config.student}, {_split_text(config.evaluation, split)}"
         console.print(table.terminal(title, *_table(config, scored, split)))
+        console.print(table.terminal(table.SHARES, *_shares(scored, split)))
+    for text in table.joined_prompts(scored.shares):
+        console.print(text)
     console.print("percent (95% interval); mean gap: points below the teacher; * trained on")
     console.print(f"protocol {table.protocol(scored.protocol)}")
     found = manifest(folder)
@@ -217,7 +224,8 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
         which = _split_text(job, split)
         title = f"{job.model}, {which}, protocol {table.protocol(scored.protocol)}"
         console.print(table.terminal(title, *_evaluation_table(job, scored, split)))
-    for text in _comparisons(job, scored):
+        console.print(table.terminal(table.SHARES, *_shares(scored, split)))
+    for text in [*table.joined_prompts(scored.shares), *_comparisons(job, scored)]:
         console.print(text)
     console.print("percent (95% interval)")
     rate = scored.generated / scored.seconds
@@ -260,6 +268,13 @@ def _table(config: Config, scored: Scored, split: str) -> tuple[list[str], list[
     )
 
 
+def _shares(scored: Scored, split: str) -> tuple[list[str], list[list[str]]]:
+    """What limits the scores of one split, as `_table` and `_evaluation_table` order them."""
+    found = [key for key in scored.shares if key[2] == split]
+    candidates, tasks = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    return [split, *tasks], table.share_rows(scored.shares, candidates, tasks, split)
+
+
 def _evaluation_table(
     job: EvaluationJob, scored: Scored, split: str
 ) -> tuple[list[str], list[list[str]]]:
@@ -295,11 +310,19 @@ def _evaluation_markdown(job: EvaluationJob, scored: Scored) -> str:
     tables = [table.markdown(*_evaluation_table(job, scored, split)) for split in job.splits]
     compared = "\n".join(f"- {text}" for text in _comparisons(job, scored))
     note = "Percent (95% interval)." + _limit_note(job)
-    return "\n\n".join([title, note, *tables, compared])
+    limits = _limits(scored, job.splits)
+    return "\n\n".join([title, note, *tables, *limits, compared])
 
 
 def _limit_note(settings: Evaluation) -> str:
     return f" Scored are the {settings.limited} of each split." if settings.limited else ""
+
+
+def _limits(scored: Scored, splits: Sequence[str]) -> list[str]:
+    """What limits the scores of a report, as paragraphs."""
+    tables = [table.markdown(*_shares(scored, split)) for split in splits]
+    joined = "\n".join(f"- {text}" for text in table.joined_prompts(scored.shares))
+    return [f"{table.SHARES.capitalize()}.", *tables, *([joined] if joined else [])]
 
 
 def _markdown(config: Config, scored: Scored) -> str:
@@ -310,4 +333,4 @@ def _markdown(config: Config, scored: Scored) -> str:
     )
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, scored, split)) for split in splits]
-    return "\n\n".join([title, note, *tables])
+    return "\n\n".join([title, note, *tables, *_limits(scored, splits)])

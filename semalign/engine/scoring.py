@@ -134,8 +134,9 @@ def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
     load_plugins(job.plugins)
     candidates = _candidates(job, planned=True)
-    check(candidates, job)
-    wanted_records(candidates, job, data_root(str(job.root)))
+    root = data_root(str(job.root))
+    wanted_records(candidates, job, root)
+    check(candidates, job, root=root, work=job.work)
     return _candidates(job, planned=False)  # last, for all weights are read to hash them
 
 

@@ -142,6 +142,7 @@ def _generation(request: GenerationRequest, outputs: Iterator[Any], whole: bool)
     return Generation(
         texts=tuple(sample.text for sample in output.outputs),
         token_ids=tuple(tuple(sample.token_ids) for sample in output.outputs),
+        unfinished=tuple(sample.finish_reason == "length" for sample in output.outputs),
     )
 
 

@@ -19,6 +19,7 @@ from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.stages.references import check_references
 from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import TASKS, Example, load_split
 
@@ -60,8 +61,8 @@ def load_inputs(
     shape will do where they are absent.
 
     Raises UserError for missing models, data, splits or LM heads, a vocabulary overlap below
-    `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, and rows that
-    are both trained on and reported.
+    `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, rows that
+    are both trained on and reported, and rows whose own reference answer fails their tests.
     """
     teacher, student = _models(config, planned=True)
     check_layers(config, teacher.layers, student.layers)
@@ -93,6 +94,7 @@ def load_inputs(
         splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
     chosen_protocol(config.evaluation)
     _check_held_out(config, trained or (data.train_split,))
+    check_references(config.evaluation, data_root(config.evaluation.root or data.root), config.work)
     if not planned:  # last, for all weights are read to hash them
         for model in (teacher, student):
             find_lm_head(model.path, trust_remote_code=config.trust_remote_code)

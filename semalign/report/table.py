@@ -14,6 +14,8 @@ from semalign.tasks.protocols import Protocol
 
 # (candidate, task, split) -> score
 Scores = Mapping[tuple[str, str, str], Score]
+# the same -> see semalign.artifacts.records.shares
+Shares = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 
 def score_rows(
@@ -72,6 +74,36 @@ def header(
     counts = {task: score.n for (_, task, where), score in scores.items() if where == split}
     titles = [f"{task}{'*' if task == trained else ''} n={counts[task]}" for task in tasks]
     return [split, *titles, *(["mean gap"] if trained else [])]
+
+
+SHARES = "percent of outputs without an answer / cut by their limit of tokens / with a cut prompt"
+
+
+def share_rows(
+    shares: Shares, candidates: Sequence[str], tasks: Sequence[str], split: str
+) -> list[list[str]]:
+    """One row a candidate: per task what `SHARES` names, in percent of its outputs."""
+    names = ("no_answer", "cut_answers", "cut_prompts")
+    return [
+        [
+            candidate,
+            *(
+                "/".join(f"{100 * shares[candidate, task, split][name]:.1f}" for name in names)
+                for task in tasks
+            ),
+        ]
+        for candidate in candidates
+    ]
+
+
+def joined_prompts(shares: Shares) -> list[str]:
+    """One line for each score under which the tokenizer joins prompts with their answers."""
+    return [
+        f"{task} {split}, {candidate}: {100 * found['joined_prompts']:.1f}% of the prompts end "
+        "within a token of prompt and reference answer"
+        for (candidate, task, split), found in shares.items()
+        if found["joined_prompts"]
+    ]
 
 
 def protocol(protocol: Protocol) -> str:

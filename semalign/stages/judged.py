@@ -66,6 +66,7 @@ class Records(Artifact):
     """What a candidate answered to the examples of a split, and the verdicts."""
 
     kind = "records"
+    schema = 2  # how outputs ended, and the code in them
     folder = "records"
     stage = "evaluate"
     in_place = True

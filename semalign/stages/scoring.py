@@ -13,9 +13,11 @@ from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
 from semalign.data.chat import chat_text
 from semalign.data.spans import Span, Spans
+from semalign.data.tokens import prompt_ids, starts
 from semalign.errors import UserError
 from semalign.sandbox.run import run
 from semalign.tasks import TASKS, Example, Row, Task, lm_harness
+from semalign.tasks.extraction import CODE_READERS
 from semalign.tasks.protocols import Profile, Protocol, find_protocol
 from semalign.tasks.task import cut, render
 
@@ -28,6 +30,7 @@ class GenerationRequest:
     ``spans`` only the log-probability of each, which is a text's ids and where the scored ones
     begin, counted from 0. ``seed``
     makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
+    ``joined``: the prompt's ids are no start of those of prompt and reference answer.
     """
 
     id: str
@@ -41,16 +44,20 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int = 0
     truncated: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What an engine answered: ``n`` texts with their token ids, or one score a choice id or span,
-    and whether greedy decoding would have given the span.
+    """What an engine answered: ``n`` texts with their token ids, or one score a choice id or span.
+
+    ``unfinished``: of each text, whether the limit of tokens ended it; ``greedy``: of each span,
+    whether greedy decoding would have given it.
     """
 
     texts: tuple[str, ...] = ()
     token_ids: tuple[tuple[int, ...], ...] = ()
+    unfinished: tuple[bool, ...] = ()
     choice_scores: tuple[float, ...] | None = None
     greedy: tuple[bool, ...] = ()
 
@@ -85,8 +92,9 @@ def requests(
     """One request an example of one task, as token ids.
 
     Special tokens are added once: by the chat template where the profile has one, else by the
-    tokenizer. The answer gets ``max_tokens``, or what the prompt leaves of ``max_model_len``; a
-    prompt that leaves less than both ``max_tokens`` and half of it is cut from the left.
+    tokenizer (see `prompt_ids`, which training uses too). The answer gets ``max_tokens``, or what
+    the prompt leaves of ``max_model_len``; a prompt that leaves less than both ``max_tokens`` and
+    half of it is cut from the left.
 
     Raises UserError for a tokenizer without the chat template that the profile wants, and for one
     that does not give each choice a token of its own.
@@ -103,11 +111,14 @@ def requests(
             for example, question in zip(examples, questions, strict=True)
         ]
     texts = [question.text for question in questions]
-    ids = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    strip = profile.strip and (profile.chat == "none" or bool(profile.prefix))  # else a template's
+    ids = prompt_ids(texts, tokenizer, strip=strip, special=special)
+    answers = [text + example.answer for text, example in zip(texts, examples, strict=True)]
+    answered = prompt_ids(answers, tokenizer, strip=False, special=special)
     choices = questions[0].choices
     scored = choice_ids(texts[0], choices, tokenizer, special) if choices else None
     made = []
-    for example, question, prompt in zip(examples, questions, ids, strict=True):
+    for example, question, prompt, joint in zip(examples, questions, ids, answered, strict=True):
         wanted = 1 if choices else question.max_tokens
         room = max_model_len - min(wanted, max_model_len // 2)
         made.append(
@@ -122,6 +133,7 @@ def requests(
                 top_p=profile.top_p,
                 seed=int(hashlib.sha256(example.id.encode()).hexdigest()[:8], 16) >> 1,
                 truncated=len(prompt) > room,
+                joined=not starts(joint, prompt),
             )
         )
     return made
@@ -219,6 +231,7 @@ class _Output:
     sample: int
     text: str
     tokens: tuple[int, ...] = ()
+    unfinished: bool = False
     scores: tuple[float, ...] | None = None
 
 
@@ -263,8 +276,10 @@ def judge(
             profile=label,
             prompt_hash=_hash(output.request.prompt_ids),
             truncated=output.request.truncated,
+            joined=output.request.joined,
             output=output.text,
             tokens=list(output.tokens),
+            unfinished=output.unfinished,
             choice_scores=None if output.scores is None else list(output.scores),
             **vars(judgement),
         )
@@ -281,10 +296,16 @@ def _outputs(
         text = choices[task.best(scores, choices)] if task.kind == "choice" else ""
         yield _Output(example=example, request=request, sample=0, text=text, scores=scores)
         return
-    for sample, (text, tokens) in enumerate(
-        zip(generation.texts, generation.token_ids, strict=True)
-    ):
-        yield _Output(example=example, request=request, sample=sample, text=text, tokens=tokens)
+    samples = zip(generation.texts, generation.token_ids, generation.unfinished, strict=True)
+    for sample, (text, tokens, unfinished) in enumerate(samples):
+        yield _Output(
+            example=example,
+            request=request,
+            sample=sample,
+            text=text,
+            tokens=tokens,
+            unfinished=unfinished,
+        )
 
 
 def _judgements(outputs: Sequence[_Output], profile: Profile, sandbox: Sandbox) -> list[_Judgement]:
@@ -307,14 +328,19 @@ def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
 
 def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement:
     example = output.example
+    code = CODE_READERS[profile.reader](cut(output.text, output.request.stop))
     verdict = run(
-        TASKS[example.task].program(cut(output.text, output.request.stop), example.row),
+        TASKS[example.task].program(code, example.row),
         timeout_s=profile.timeout_s,
         memory_mb=profile.memory_mb,
         min_tier=sandbox.min_tier,
     )
     return _Judgement(
-        correct=verdict.passed, reason=verdict.reason, tier=verdict.tier, seconds=verdict.seconds
+        extracted=code if code.strip() else None,
+        correct=verdict.passed,
+        reason=verdict.reason,
+        tier=verdict.tier,
+        seconds=verdict.seconds,
     )
 
 
@@ -324,7 +350,7 @@ def _by_reading(output: _Output, profile: Profile) -> _Judgement:
     extracted: str | None = None
     score = None
     if output.scores is not None and task.kind == "likelihood":
-        correct = False
+        extracted, correct = "", False
         score = sum(output.scores) / len(task.answer(row).encode())
     elif output.scores is not None:
         extracted = output.text.strip()

@@ -120,7 +120,7 @@ class FileTask(Task):
         self.epochs, self.lr = file.epochs, file.lr
         self.labelled = file.format != "text"
         self.schema = {}
-        self.template = file.prompt
+        self.template, self.definition = file.prompt, _definition(file)
         self.files = {split: _place(where, folder) for split, where in file.splits.items()}
         self.readers = {file.metric: _reader(self)}
         self.profile = _profile(file, {})
@@ -320,11 +320,16 @@ def _profile(file: TaskFile, given: Mapping[str, Any]) -> FileProfile:
         chat=settings.chat,
         stop=settings.stop,
         max_tokens=settings.max_tokens,
-        reader=file.metric,
+        reader="" if file.metric == "code" else file.metric,
         timeout_s=settings.timeout_s,
         memory_mb=settings.memory_mb,
-        definition=json.dumps({key: dumped[key] for key in _JUDGING}, sort_keys=True),
+        definition=_definition(file),
     )
+
+
+def _definition(file: TaskFile) -> str:
+    dumped = file.model_dump(mode="json")
+    return json.dumps({key: dumped[key] for key in _JUDGING}, sort_keys=True)
 
 
 def _reader(task: FileTask) -> AnswerReader:

@@ -16,6 +16,12 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")  # the calculator annotations of the pub
 _NUMBER = re.compile(
     r"(?:(?<!\d)[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)", re.ASCII
 )
+_REFERENCE = re.compile(
+    r"[$€£¥]?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?<=[0-9])(?P<unit>.*?)[%.]?",
+    re.DOTALL,
+)
+_SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "third"}
+_SUFFIXES = {"k", "K", "M", "B", "bn", "mn"}
 _MARK = "####"
 
 
@@ -28,6 +34,19 @@ def final_number(text: str) -> str | None:
     found = _NUMBER.search(after) if mark else None
     numbers = [found.group()] if found else [] if mark else _NUMBER.findall(before)
     return numbers[-1].replace(",", "") if numbers else None
+
+
+def _is_number(reference: str) -> bool:
+    """Whether a reference is one number, perhaps with a currency sign and a unit, with nothing left
+    over that would make it another one: digits, a sign, a fraction, a power, "million".
+    """
+    found = _REFERENCE.fullmatch(reference)
+    if found is None:
+        return False
+    unit = found["unit"].strip()
+    letters = all(c.isalpha() or c.isspace() or c in "'-/" for c in unit)
+    words = {word.rstrip("s") for word in unit.lower().split()}
+    return letters and unit[:1] not in set("'-/") and not (words & _SCALES or unit in _SUFFIXES)
 
 
 def _same_number(extracted: str | None, row: Row) -> bool:
@@ -97,6 +116,8 @@ class Gsm8k(Task):
         return f" {_ANNOTATION.sub('', row['answer'])}"
 
     def check(self, row: Row) -> str | None:
-        if _MARK in row["answer"] and final_number(row["answer"]) is not None:
+        _, mark, reference = row["answer"].partition(_MARK)
+        if mark and _is_number(reference.strip()):
             return None
-        return f"field 'answer' must end in '{_MARK} number'"
+        found = f", found {_MARK + reference[:40]!r}" if mark else ""
+        return f"field 'answer' must end in '{_MARK} number', such as 5, -5, 1,200 or $0.50{found}"

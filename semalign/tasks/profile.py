@@ -21,17 +21,20 @@ TWENTY_SAMPLES: dict[str, Any] = {"n": 20, "temperature": 0.1, "top_p": 0.95}
 class Profile:
     """How one task is prompted, decoded and judged.
 
-    ``prompt`` and ``prefix``, the forced start of the answer, are Jinja templates over a row.
-    ``chat`` is how a prompt becomes a turn: not at all, in Tulu's plain format, or by the
-    tokenizer's own template. With ``choices`` the next-token score of each decides; otherwise text
-    is generated: ``n`` samples, at most ``max_tokens``, up to a ``stop`` string, scored as
-    pass@``k``. ``reader`` names how a text task's answer is read; ``timeout_s`` (wall clock) and
-    ``memory_mb`` (address space) bound a program. ``library`` is the lm_eval task file that gives
-    prompt, choices, stops and metric instead.
+    ``prompt`` and ``prefix``, the forced start of the answer, are Jinja templates over a row. With
+    ``strip`` whitespace at the end of what the model continues is left to its answer, where the
+    tokenizer would join the two (see `semalign.data.tokens.prompt_ids`). ``chat`` is how a prompt
+    becomes a turn: not at all, in Tulu's plain format, or by the tokenizer's own template. With
+    ``choices`` the next-token score of each decides; otherwise text is generated: ``n`` samples, at
+    most ``max_tokens``, up to a ``stop`` string, scored as pass@``k``. ``reader`` names how a text
+    task's answer is read, and how the code in an answer is found (`semalign.tasks.extraction`);
+    ``timeout_s`` (wall clock) and ``memory_mb`` (address space) bound a program. ``library`` is the
+    lm_eval task file that gives prompt, choices, stops and metric instead.
     """
 
     prompt: str = ""
     prefix: str = ""
+    strip: bool = False
     chat: Literal["none", "tulu", "template"] = "none"
     choices: tuple[str, ...] = ()
     max_tokens: int = 512

@@ -23,12 +23,15 @@ from semalign.tasks.registry import BUILT_IN, TASKS, find_task
 class Protocol:
     """A version of one profile a task.
 
-    ``base`` is the name under which tasks have their profiles; ``sampling`` replaces the number of
-    samples and their temperature in those of code tasks.
+    ``base`` is the name under which tasks have their profiles. ``changes`` replaces fields of all
+    of them, ``code`` fields of those of code tasks, and so does ``sampling``, with the number of
+    samples and their temperature.
     """
 
     base: str
     version: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,7 +61,10 @@ class Protocol:
                 f"protocol '{self.name}' has no profile for {task}; "
                 f"it has {', '.join(self.profiles)}"
             )
-        return replace(profile, **self.sampling) if found.kind == "code" else profile
+        if profile.library:  # as the library has it
+            return profile
+        changes = {**self.changes, **self.code, **self.sampling}
+        return replace(profile, **(changes if found.kind == "code" else self.changes))
 
     def label(self, task: str) -> str:
         """``name-version@hash`` of the task's profile; part of every record."""
@@ -85,26 +91,44 @@ def _digest(version: int, *profiles: Profile) -> str:
     content: list[Any] = [version]
     for profile in profiles:
         library = (LIBRARY / profile.library).read_text() if profile.library else ""
-        content.append([asdict(profile), library])
+        fields = asdict(profile)
+        if not profile.strip:  # a later field: what does not use it keeps its hash
+            del fields["strip"]
+        content.append([fields, library])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 
+
+def register_protocol(protocol: Protocol) -> Protocol:
+    """Add a protocol as ``name-version`` and, as its newest version, under its name; returns it."""
+    PROTOCOLS.register(protocol.name, protocol)
+    return PROTOCOLS.register(f"{protocol.name}-{protocol.version}", protocol)
+
+
+# What version 2 changes: the published prompts end in a newline, which GPT-2's kind of tokenizer
+# joins with the indentation after it, and chat models put their code into a fence.
+_REPAIRED: Mapping[str, Any] = {"changes": {"strip": True}, "code": {"reader": "first-fence"}}
+
 for _protocol in (
     # Zero-shot, greedy, one sample: the four tasks, complete.
     Protocol(base="paper", version=1),
+    Protocol(base="paper", version=2, **_REPAIRED),
     # The same questions in the tokenizer's own chat template, for models tuned to chat.
     Protocol(base="paper-chat", version=1),
+    Protocol(base="paper-chat", version=2, **_REPAIRED),
     # What Seeking and LaTen report to have used, as the suite was before its evaluation was removed
     # in 2025. MBPP there was MBPP+; here it is the published test split.
     Protocol(base="open-instruct", version=1),
     # The prompts, filters and metrics of lm_eval's gsm8k_cot_zeroshot and mmlu, by lm_eval itself.
     Protocol(base="lm-eval", version=1),
 ):
-    PROTOCOLS.register(_protocol.name, _protocol)
+    register_protocol(_protocol)
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of that name; UserError with the nearest one otherwise."""
+    """The protocol of that name, the newest version unless the name ends in one; UserError with the
+    nearest name otherwise.
+    """
     return PROTOCOLS.find(name)

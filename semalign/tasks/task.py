@@ -68,6 +68,7 @@ class Task(ABC):
     published: Published | None = None
     library: LibraryTask | None = None  # of lm_eval
     files: Mapping[str, str] = MappingProxyType({})  # of a task that names the files of its splits
+    definition: str = ""  # of a task file, all of it that judges answers
     labelled: bool = True  # whether rows have answers, or are text that a model predicts
     epochs: int = 5  # of a training on it, unless given: Table 5
     lr: float = 3e-4

@@ -126,14 +126,21 @@ def test_every_kind_is_judged() -> None:
         (" A", "A", False, "s"),
     ]
     assert records[0].choice_scores == [-2.0, -1.0, -3.0, -4.0]
-    texts = [Generation(texts=(text,), token_ids=((1, 2),)) for text in (" 2+2=4\n#### 4", " no")]
+    texts = [
+        Generation(texts=(text,), token_ids=((1, 2),), unfinished=(text == " no",))
+        for text in (" 2+2=4\n#### 4", " no")
+    ]
     records = judged("gsm8k", GSM8K, texts)
     assert [(r.extracted, r.correct, r.tokens, r.profile) for r in records] == [
         ("4", True, [1, 2], PAPER.label("gsm8k")),
         (None, False, [1, 2], PAPER.label("gsm8k")),
     ]
     code = [
-        Generation(texts=("def f(): return 1", "def f(): return 2"), token_ids=((1,), (2,)))
+        Generation(
+            texts=("def f(): return 1", "def f(): return 2"),
+            token_ids=((1,), (2,)),
+            unfinished=(False,) * 2,
+        )
         for _ in range(2)
     ]
     records = judged("mbpp", MBPP, code)
@@ -150,7 +157,9 @@ def test_every_kind_is_judged() -> None:
 
 def texts(*numbers: int) -> list[Record]:
     return judged(
-        "gsm8k", GSM8K, [Generation(texts=(f" {n}",), token_ids=((n,),)) for n in numbers]
+        "gsm8k",
+        GSM8K,
+        [Generation(texts=(f" {n}",), token_ids=((n,),), unfinished=(False,)) for n in numbers],
     )
 
 

@@ -156,7 +156,7 @@ prompt: "{{ q }}"
 answer: "{{ code }}"
 metric: code
 stop: ["\\n\\n"]
-program: {solution: "{{ output }}", tests: "assert {{ name }}(2) == {{ want }}", entry: ["{{ name }}"]}
+program: {tests: "assert {{ name }}(2) == {{ want }}", entry: ["{{ name }}"]}
 """
     code = "def twice(x):\n    return 2 * x"
     name = task(tmp_path, text, [{"q": "twice", "code": code, "name": "twice", "want": 4}])
@@ -249,7 +249,7 @@ def test_a_name_is_no_built_in_one_and_fits_everywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "row", "message"),
     [
-        ("prompt: '{{ q }}'\nanswer: x", {"w": 1}, r"rows\.jsonl:1: 'q' is undefined; the row has: w"),
+        ("prompt: '{{ q }}'\nanswer: x", {"w": 1}, r"jsonl:1: 'q' is undefined; the row has: w"),
         ("columns: {q: quest}\nprompt: '{{ q }}'\nanswer: x", {"question": 1},
          r"columns\.q: no column 'quest'; did you mean 'question'\?"),
         ("prompt: x\nanswer: '{{ a }}'", {"a": ""}, r"answer: empty; expected some text"),
