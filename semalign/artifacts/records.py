@@ -26,7 +26,8 @@ class Record:
     answer. ``tokens``: the generated ids, ``unfinished`` when their limit ended them; or
     ``choice_scores`` the log probability of each choice. ``extracted``: the answer in the output,
     such as its code; None when there is none. ``score``: of metrics that
-    are not right or wrong; a log-probability is that of a byte, on average. ``reason`` and
+    are not right or wrong; a log-probability is that of a byte, on average. ``metrics``: lm_eval's
+    own of the item, as JSON. ``reason`` and
     ``tier``: the sandbox's. ``seconds``: of judging.
     """
 
@@ -49,6 +50,7 @@ class Record:
     tier: int | None
     seconds: float
     score: float | None = None
+    metrics: str | None = None
 
 
 _SCHEMA = pa.schema(
@@ -72,6 +74,7 @@ _SCHEMA = pa.schema(
         ("tier", pa.int8()),
         ("seconds", pa.float64()),
         ("score", pa.float64()),
+        ("metrics", pa.string()),
     ]
 )
 

@@ -83,7 +83,7 @@ class _Question:
     choices: tuple[str, ...]
     stop: tuple[str, ...]
     max_tokens: int
-    scored: tuple[str, ...] = ()  # continuations of any length, in place of choices of one token
+    scored: tuple[tuple[str, str], ...] = ()  # (context, text) whose log-probability is wanted
 
 
 def requests(
@@ -140,27 +140,30 @@ def requests(
 
 
 def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) -> list[_Question]:
+    task = TASKS[examples[0].task]
+    end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
     if profile.library:
-        library = lm_harness.library_requests(
-            examples[0].task, [example.row for example in examples]
-        )
-        end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
+        library = lm_harness.library_requests(task.name, [example.row for example in examples])
         return [
             _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
             for item in library
         ]
-    task = TASKS[examples[0].task]
+    asked = [task.request(example.row) for example in examples]
     return [
-        _Question(
-            _turn(example.row, task, tokenizer, profile)
-            + render(profile.prefix, task.values(example.row)),
-            profile.choices,
-            profile.stop,
-            profile.max_tokens,
-            task.continuations(example.row),
+        _own_question(example, task, tokenizer, profile)
+        if request is None
+        else _Question(
+            request.prompt, (), (*request.stop, *end), request.max_tokens, request.scored
         )
-        for example in examples
+        for example, request in zip(examples, asked, strict=True)
     ]
+
+
+def _own_question(example: Example, task: Task, tokenizer: Any, profile: Profile) -> _Question:
+    text = _turn(example.row, task, tokenizer, profile)
+    text += render(profile.prefix, task.values(example.row))
+    scored = tuple((text, choice) for choice in task.continuations(example.row))
+    return _Question(text, profile.choices, profile.stop, profile.max_tokens, scored)
 
 
 def _turn(row: Row, task: Task, tokenizer: Any, profile: Profile) -> str:
@@ -180,12 +183,13 @@ def _scored_request(example: Example, question: _Question, spans: Spans) -> Gene
     """The log-probability of each continuation: next-token scores where each is a token of its own
     after the same ids.
     """
-    found = [spans.of(question.text, text) for text in question.scored]
+    found = [spans.of(context, text) for context, text in question.scored]
     cut = any(part.truncated for part in found)
     pieces = tuple(piece for part in found for piece in part.pieces)
     (ids, start), *_ = pieces
     ends = {piece[start:] for piece, _ in pieces}
     single = all(begin == start and piece[:start] == ids[:start] for piece, begin in pieces)
+    single = single and TASKS[example.task].kind == "choice"
     if len(pieces) == len(ends) > 1 and single and all(len(end) == 1 for end in ends):
         tokens = tuple(piece[start] for piece, _ in pieces)
         return GenerationRequest(
@@ -233,6 +237,7 @@ class _Output:
     tokens: tuple[int, ...] = ()
     unfinished: bool = False
     scores: tuple[float, ...] | None = None
+    greedy: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +245,7 @@ class _Judgement:
     extracted: str | None = None
     correct: bool
     score: float | None = None
+    metrics: str | None = None
     reason: str = ""
     tier: int | None = None
     seconds: float
@@ -294,7 +300,14 @@ def _outputs(
         task = TASKS[example.task]
         choices = profile.choices or task.continuations(example.row)
         text = choices[task.best(scores, choices)] if task.kind == "choice" else ""
-        yield _Output(example=example, request=request, sample=0, text=text, scores=scores)
+        yield _Output(
+            example=example,
+            request=request,
+            sample=0,
+            text=text,
+            scores=scores,
+            greedy=generation.greedy,
+        )
         return
     samples = zip(generation.texts, generation.token_ids, generation.unfinished, strict=True)
     for sample, (text, tokens, unfinished) in enumerate(samples):
@@ -311,6 +324,8 @@ def _outputs(
 def _judgements(outputs: Sequence[_Output], profile: Profile, sandbox: Sandbox) -> list[_Judgement]:
     if profile.library:
         return _by_library(outputs)
+    if TASKS[outputs[0].example.task].kind == "lm_eval":
+        return _by_lm_eval(outputs)
     if TASKS[outputs[0].example.task].kind == "code":
         with ThreadPoolExecutor(sandbox.num_workers) as pool:
             return list(pool.map(lambda output: _by_tests(output, profile, sandbox), outputs))
@@ -324,6 +339,24 @@ def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
     judged = lm_harness.library_verdicts(outputs[0].example.task, rows, answers)
     each = (time.perf_counter() - begin) / len(outputs)
     return [_Judgement(extracted=j.extracted, correct=j.correct, seconds=each) for j in judged]
+
+
+def _by_lm_eval(outputs: Sequence[_Output]) -> list[_Judgement]:
+    begin = time.perf_counter()
+    task, rows = TASKS[outputs[0].example.task], [output.example.row for output in outputs]
+    found = task.verdicts(rows, [_answer(output) for output in outputs])
+    each = (time.perf_counter() - begin) / len(outputs)
+    return [_Judgement(**vars(verdict), seconds=each) for verdict in found]
+
+
+def _answer(output: _Output) -> str | list[tuple[float, bool]]:
+    """A text, or the log-probability of each text that was asked for; windows are added up."""
+    if output.scores is None:
+        return output.text
+    asked = len(output.example.row["scored"])
+    if asked == 1:
+        return [(sum(output.scores), all(output.greedy))]
+    return list(zip(output.scores, output.greedy, strict=True))
 
 
 def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement:

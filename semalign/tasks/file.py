@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,8 @@ from semalign.config.sections import Settings
 from semalign.errors import UserError, nearest
 from semalign.sandbox.program import Program
 from semalign.tasks.gsm8k import final_number
-from semalign.tasks.profile import Profile
+from semalign.tasks.lm_eval_task import LmEvalTask, is_lm_eval_file
+from semalign.tasks.profile import FileProfile
 from semalign.tasks.registry import BUILT_IN, register_task
 from semalign.tasks.task import AnswerReader, Row, Task, evaluate_expression, parse_template, render
 
@@ -96,13 +96,6 @@ class TaskFile(Settings):
     """Passes of a training, unless `training.epochs` is given."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Learning rate of a training, unless `training.lr` is given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileProfile(Profile):
-    """A profile of a task file; `definition` is all of the file that judges answers, as JSON."""
-
-    definition: str = ""
 
 
 _BY_PROTOCOL = ("prompt", "prefix", "chat", "stop", "max_tokens")
@@ -233,13 +226,17 @@ def register_task_file(path: Path) -> None:
     register_task(read_task_file(path))
 
 
-def read_task_file(path: Path) -> FileTask:
-    """The task that a YAML file describes; UserError with the file, the key and what it expects."""
+def read_task_file(path: Path) -> Task:
+    """The task that a YAML file describes, in lm_eval's form too; UserError with the file, the key
+    and what it expects.
+    """
     name = path.stem
     if not _NAME.fullmatch(name):
         raise UserError(f"{path}: expected a name of letters, digits, '_', '-' and '.'")
     if name in BUILT_IN:
         raise UserError(f"{path}: '{name}' is a built-in task; give the file another name")
+    if path.is_file() and is_lm_eval_file(path.read_text(encoding="utf-8", errors="replace")):
+        return LmEvalTask(name, path)
     tree = read_yaml(path)
     try:
         file: TaskFile = validate(tree, TaskFile)  # type: ignore[type-var]

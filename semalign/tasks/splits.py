@@ -73,6 +73,8 @@ def split_source(root: Path, task: str, split: str) -> str:
 
     Raises UserError when there is no such split.
     """
+    if find_task(task).kind == "lm_eval":
+        return find_task(task).source(root, split)
     if find_task(task).files and not split.endswith(ROW_FILES):
         return _named_file(find_task(task), split)
     if Path(root) != HUB or split.endswith(ROW_FILES):
@@ -90,7 +92,10 @@ def load_split(root: Path, task: str, split: str) -> list[Example]:
     ``root`` is a folder, or HUB for the Hugging Face hub. Raises UserError when the split is
     missing, empty or not whole, when a row is malformed and when an id is repeated.
     """
-    source, found = split_source(root, task, split), find_task(task)
+    found = find_task(task)
+    if (examples := found.load(root, split)) is not None:
+        return examples
+    source = split_source(root, task, split)
     if source.startswith(f"{HUB}:"):
         examples = _examples(found, _hub_rows(found, source), source)
         if not found.files:

@@ -21,7 +21,7 @@ from semalign.sandbox.program import Program
 from semalign.tasks.profile import LibraryTask, Profile, Published
 
 Row = dict[str, Any]
-TaskKind = Literal["choice", "text", "code", "likelihood"]
+TaskKind = Literal["choice", "text", "code", "likelihood", "lm_eval"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,35 @@ class AnswerReader(NamedTuple):
     grade: Callable[[str | None, Row], float] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """What a model is asked for one row: the log-probabilities of `scored`, as (context, text), or
+    the text that follows the prompt.
+    """
+
+    prompt: str
+    scored: tuple[tuple[str, str], ...] = ()
+    stop: tuple[str, ...] = ()
+    max_tokens: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a task of lm_eval finds in one output; `metrics` is each metric's value, as JSON."""
+
+    extracted: str | None
+    correct: bool
+    score: float | None
+    metrics: str
+
+
 class Task(ABC):
     """A task: what its rows are, how a row is trained on, and how its answers are evaluated.
 
     ``choice`` tasks are scored by the log-probabilities of their choices, ``text`` tasks by an
     answer found in generated text, ``code`` tasks by running a program in the sandbox,
-    ``likelihood`` tasks by the log-probability of the answer itself. A task is
+    ``likelihood`` tasks by the log-probability of the answer itself, and ``lm_eval`` tasks by
+    lm_eval. A task is
     one file, and `register_task` adds it. How it is evaluated depends on the protocol, so it has a
     profile for each of those it knows, or one for all.
     """
@@ -109,6 +132,26 @@ class Task(ABC):
         the choices, or text is generated.
         """
         return ()
+
+    def load(self, root: Path, split: str) -> list[Example] | None:
+        """The examples of a split, of a task that reads its rows itself; else None."""
+        return None
+
+    def source(self, root: Path, split: str) -> str:
+        """Where a task that reads its rows itself has those of a split."""
+        raise NotImplementedError
+
+    def request(self, row: Row) -> TextRequest | None:
+        """What a model is asked, of a task without profiles."""
+        return None
+
+    def verdicts(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Verdict]:
+        """What a task that judges by itself finds in the outputs of rows."""
+        raise NotImplementedError
+
+    def totals(self, metrics: Sequence[str]) -> dict[str, float]:
+        """The metrics over all items, from each item's own, of a task that judges by itself."""
+        return {}
 
     def values(self, row: Row) -> Row:
         """What the templates are over: the fields of a row."""
@@ -168,7 +211,7 @@ def read_rows(path: Path, task: Task) -> list[Row]:
     """
     rows: list[Row] = []
     faults: list[str] = []
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         try:
             rows.append(parse_row(line, f"{path}:{number}", task))
         except UserError as error:
@@ -183,10 +226,10 @@ def read_rows(path: Path, task: Task) -> list[Row]:
 
 def to_json(row: Row) -> str:
     """A row of a data set as a JSON line; dates and what else JSON lacks as text."""
-    return json.dumps(row, default=str)
+    return json.dumps(row, default=lambda value: getattr(value, "tolist", lambda: str(value))())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Non-blank lines with their numbers, counted from 1; of a Parquet file its rows as JSON."""
     number = 0
     if path.suffix == ".parquet":
