@@ -22,7 +22,7 @@ from semalign.engine.tracking import Run, to_open
 from semalign.files import write_json, write_text
 from semalign.methods.method import Recipe, Transfer, used_settings
 from semalign.report import figures, table
-from semalign.report.compare import by_group, line, paired
+from semalign.report.compare import by_group, line, own_metrics, paired
 from semalign.stages.attribution import LayerScores
 from semalign.stages.update import HISTORY
 from semalign.tasks import split_source
@@ -164,6 +164,8 @@ def record_scores(run: Run, scored: Scored, settings: Evaluation) -> None:
             metrics[f"{name}.{share}"] = [value]
         for share, value in scored.shares[candidate, task, split].items():
             metrics[f"{name}.{share}"] = [value]
+        for own, value in own_metrics(task, scored.records[candidate, task, split]).items():
+            metrics[f"{name}.{own}"] = [value]
         for group, part in by_group(scored.records[candidate, task, split]).items():
             metrics[f"{name}.{group}"] = [part.value]
     run.metrics(metrics)
@@ -285,6 +287,16 @@ def _evaluation_table(
     )
 
 
+def _own_metrics(scored: Scored) -> list[str]:
+    """One line for each score of a task of lm_eval: all its metrics."""
+    lines = []
+    for (candidate, task, split), records in scored.records.items():
+        if found := own_metrics(task, records):
+            values = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+            lines.append(f"{task} {split}, {candidate}: {values}")
+    return lines
+
+
 def _comparisons(job: EvaluationJob, scored: Scored) -> list[str]:
     """One line a task and split: the first candidate against each of the others."""
     first, *others = dict.fromkeys(candidate for candidate, _, _ in scored.scores)
@@ -308,7 +320,8 @@ def _comparisons(job: EvaluationJob, scored: Scored) -> list[str]:
 def _evaluation_markdown(job: EvaluationJob, scored: Scored) -> str:
     title = f"# {job.model}, protocol {table.protocol(scored.protocol)}"
     tables = [table.markdown(*_evaluation_table(job, scored, split)) for split in job.splits]
-    compared = "\n".join(f"- {text}" for text in _comparisons(job, scored))
+    lines = (*_own_metrics(scored), *_comparisons(job, scored))
+    compared = "\n".join(f"- {text}" for text in lines)
     note = "Percent (95% interval)." + _limit_note(job)
     limits = _limits(scored, job.splits)
     return "\n\n".join([title, note, *tables, *limits, compared])

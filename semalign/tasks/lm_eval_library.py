@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from semalign.errors import UserError, nearest
+from semalign.errors import UserError
 from semalign.tasks.task import Row, cut
 
 NO_MATCH = "[invalid]"  # what lm_eval's regex filter returns where it finds nothing
@@ -25,26 +26,32 @@ _SEED = 1234  # of lm_eval's few-shot examples, where none is given
 def find_yaml(name: str) -> Path:
     """The YAML file of a task in lm_eval's own collection, by the task's name.
 
-    Raises UserError for an unknown name, with the nearest one, and for a group, with its members.
+    Raises UserError for an unknown name, with the nearest one, and for a group of tasks.
     """
     import lm_eval.tasks
 
     folder = Path(lm_eval.tasks.__file__).parent
-    for path in sorted(folder.glob(f"**/{name}.yaml")):  # most are called by their name
-        if f"task: {name}\n" in path.read_text(encoding="utf-8"):
+    likely = sorted(folder.glob(f"**/{name}.yaml"))  # most are called by their name
+    for path in likely:
+        if name in _named(path, "task"):
             return path
-    index = lm_eval.tasks.TaskManager().task_index
-    entry = index.get(name)
-    if entry is None:
-        hint = nearest(name, index) if difflib.get_close_matches(name, index) else "see lm-eval ls"
+    # lm_eval's own index parses every file, which takes minutes.
+    tasks: dict[str, Path] = {}
+    for path in sorted(folder.glob("**/*.yaml")):
+        tasks |= dict.fromkeys(_named(path, "task"), path)
+        if name in _named(path, "group"):
+            raise UserError(f"lm_eval:{name}: a group of tasks; expected one of its tasks")
+    if name not in tasks:
+        close = difflib.get_close_matches(name, tasks, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"it has {len(tasks)} others"
         raise UserError(f"lm_eval:{name}: lm_eval has no such task; {hint}")
-    if entry.yaml_path is None or entry.kind.name != "TASK":
-        members = [*sorted(entry.tags), *((entry.cfg or {}).get("task") or [])]
-        named = [member for member in members if isinstance(member, str)]
-        raise UserError(
-            f"lm_eval:{name}: no single task; name its members, such as {', '.join(named[:3])}"
-        )
-    return Path(entry.yaml_path)
+    return tasks[name]
+
+
+def _named(path: Path, key: str) -> list[str]:
+    """What a YAML file has at the top level under `key`."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return re.findall(rf"^{key}:[ ]*[\"']?([\w.:-]+)[\"']?[ ]*$", text, re.MULTILINE)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
