@@ -62,7 +62,12 @@ def interval(value: float, low: float, high: float) -> str:
 
 def number(value: float) -> str:
     """A score in percent; a log-probability, which is negative, as the perplexity of a byte."""
-    return f"{math.exp(-value):.2f}" if value < 0 else f"{100 * value:.1f}"
+    return f"{shown(value):.2f}" if value < 0 else f"{shown(value):.1f}"
+
+
+def shown(value: float) -> float:
+    """The number that `number` writes."""
+    return math.exp(-value) if value < 0 else 100 * value
 
 
 def header(

@@ -48,7 +48,9 @@ def judged(name: str, generations: list[Generation], protocol: str = "paper") ->
 
 
 def texts(*answers: str) -> list[Generation]:
-    return [Generation(texts=(answer,), token_ids=((0,),)) for answer in answers]
+    return [
+        Generation(texts=(answer,), token_ids=((0,),), unfinished=(False,)) for answer in answers
+    ]
 
 
 def test_a_file_names_a_task_in_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
