@@ -363,12 +363,6 @@ class Evaluation(Settings):
     """Items in a request to an engine; they are kept once all of them are judged."""
     sandbox: Sandbox = Field(default_factory=Sandbox)
 
-    @model_validator(mode="after")
-    def _limit_and_seed(self) -> Evaluation:
-        if self.limit is None and self.limit_seed is not None:
-            raise ValueError(f"limit_seed={self.limit_seed}: has no effect without limit")
-        return self
-
     @property
     def limited(self) -> str:
         """Which items are scored, for people: `first 100 items`; empty where all are."""

@@ -15,6 +15,7 @@ from semalign.data.root import data_root, scored_examples
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, score_all, wanted_records
 from semalign.engine.tracking import recorded
+from semalign.errors import UserError
 from semalign.files import check_writable, content_key
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
@@ -133,6 +134,8 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
 def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
     load_plugins(job.plugins)
+    if job.limit is None and job.limit_seed is not None:
+        raise UserError(f"limit_seed={job.limit_seed}: has no effect with limit=null; leave it out")
     candidates = _candidates(job, planned=True)
     root = data_root(str(job.root))
     wanted_records(candidates, job, root)

@@ -218,6 +218,8 @@ def unused_settings(config: Config) -> dict[str, str]:
     for prefix, decider in method_of(config).unused(config).items():
         for name in _leaves(prefix):
             found.setdefault(name, decider)
+    if config.evaluation.limit is None:
+        found["evaluation.limit_seed"] = "evaluation.limit=null"
     return found
 
 

@@ -14,6 +14,7 @@ from semalign.data.root import check_splits, data_root, scored_examples
 from semalign.engine.evaluation import wanted_records
 from semalign.errors import UserError
 from semalign.methods import Transfer
+from semalign.methods.method import effective
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, evaluated_items
 from semalign.tasks import load_split
@@ -32,8 +33,8 @@ def test_the_first_items_or_drawn_ones_are_scored() -> None:
     assert found != whole[:5] and [whole.index(e) for e in found] == sorted(map(whole.index, found))
     assert drawn.limited == "5 random items, seed 1"
     assert scored_examples(Evaluation(limit=10**6), ROOT, "mmlu", "dev") == whole
-    with pytest.raises(UserError, match="limit_seed=1: has no effect without limit"):
-        resolve([], ["evaluation.limit_seed=1"])
+    with pytest.raises(UserError, match=r"limit_seed=1: has no effect with evaluation\.limit=null"):
+        effective(resolve([], ["evaluation.limit_seed=1"]))
 
 
 def test_records_of_a_part_are_others_than_those_of_the_whole() -> None:
