@@ -1,4 +1,4 @@
-"""The page of task files: its examples are those that are shipped, its keys those that there are."""
+"""The page of task files: its examples are the shipped files, its keys those that there are."""
 
 from __future__ import annotations
 
