@@ -21,13 +21,12 @@ from semalign.data.tokens import tokenise
 from semalign.methods.laten import transfer as laten
 from semalign.methods.laten.method import LatenStudent
 from semalign.models.loading import load_tokenizer
+from semalign.models.memory import ADAM
 from semalign.models.reference import Model
 from semalign.models.vocabulary import shared_rows
 from semalign.report.table import markdown
 from semalign.stages.measure import peak_bytes
 from semalign.tasks import load_split
-
-OPTIMIZER = 16  # bytes a trained parameter: itself, its gradient, two moments
 
 
 def model(width: int, layers: int, vocabulary: int) -> LlamaForCausalLM:
@@ -94,7 +93,7 @@ def main(arguments: list[str]) -> None:
     )
     measured = peak_bytes("cpu") - before
     assert made.parameters == planned.trained_parameters
-    optimizer = OPTIMIZER * made.parameters
+    optimizer = ADAM * made.parameters
     sparse, dense = (2 * planned.delta_bytes(dense=d) for d in (False, True))
     logits = 4 * 2**24  # held at a time while neurons are located
     body = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -13,11 +14,18 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(one_line(message))
 
 
 class Failed(RuntimeError):
     """A run that failed for a known reason: one line, which entry points print; exit status 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was sent SIGTERM, as clusters and `timeout` do: it ends as after Ctrl-C."""
 
 
 class Diverged(Failed):
@@ -31,3 +39,29 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"expected one of: {', '.join(options) or '(none)'}"
+
+
+def one_line(text: object, *, limit: int | None = None) -> str:
+    """A text, such as another library's error, on one line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a worker raised, without the errors that Ray and Ray Train put around it."""
+    while (inner := _inner(error)) is not None:
+        error = inner
+    return error
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """By the attributes of Ray's errors: of tasks, of Ray Train's controller and its workers."""
+    found: list[Any] = [getattr(error, name, None) for name in ("cause", "controller_failure")]
+
+    def known(failure: BaseException) -> bool:
+        return isinstance(root_cause(failure), UserError | Failed)
+
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):  # one worker's error makes others fail: first those we know
+        found += sorted(failures.values(), key=lambda failure: not known(failure))
+    return next((inner for inner in found if isinstance(inner, BaseException)), None)

@@ -5,21 +5,30 @@ The only place that writes under another name and renames, and the only one that
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from semalign.errors import UserError
+from semalign.errors import Failed, UserError, root_cause
 
 _PATIENCE_S = 2.0  # a lock that is free sooner is not worth a line
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# How libraries that lose the errno report it: safetensors, SQLite, torch.save.
+_NO_SPACE_TEXTS = (
+    *map(os.strerror, _NO_SPACE),
+    "database or disk is full",
+    "inline_container.cc",
+)
 
 
 def sha256(file: Path) -> str:
@@ -43,7 +52,7 @@ def writing(target: Path) -> Iterator[Path]:
     """A path to write a file to; renamed to `target` when the context ends without an error.
 
     A reader of `target` never sees half a file. **Raises** `UserError` where nothing can be
-    written.
+    written, and `OSError` when the disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +63,8 @@ def writing(target: Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
+        if disk_full(error):
+            raise
         raise UserError(
             f"{target}: cannot be written ({error.strerror}); choose another workdir"
         ) from None
@@ -128,10 +139,58 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or what it was raised from, is that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return True
+        if any(text in str(error) for text in _NO_SPACE_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can be written to the file system of the folder, which may not be there yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def check_room(needed: int, folder: Path) -> None:
+    """Raise UserError when the folder's disk has less room than so many bytes."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise UserError(
+            f"{folder}: {bytes_text(needed)} are to be written there and {bytes_text(free)} are "
+            f"free, so {bytes_text(needed - free)} are missing; make room, or choose a folder on "
+            "another disk"
+        )
+
+
+@contextmanager
+def naming_full_disk(workdir: Path, to_write: Callable[[], int]) -> Iterator[None]:
+    """A context in which an error because the disk is full becomes a Failed of one line, with the
+    bytes that there are `to_write` still, where that is known (0: it is not).
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, UserError | Failed) or not (disk_full(cause) or disk_full(error)):
+            raise
+        free, needed = free_bytes(workdir), to_write()
+        text = f"workdir={workdir}: the disk is full; {bytes_text(free)} are free"
+        if needed:
+            text += f" and about {bytes_text(needed)} still to be written"
+        if needed > free:
+            text += f", so {bytes_text(needed - free)} are missing"
+        raise Failed(f"{text}. Make room; the same command goes on where this one was") from error
+
+
 def bytes_text(count: float) -> str:
     """A number of bytes for people: `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # three digits are shown
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

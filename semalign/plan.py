@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from semalign.artifacts.artifact import Artifact, Cost, Workspace
 from semalign.config.jobs import Config
+from semalign.config.sections import Evaluation
 from semalign.core.pairing import Pair
 from semalign.data.root import data_root
 from semalign.files import bytes_text
 from semalign.methods.method import Recipe, Transfer
+from semalign.models.memory import ENGINE, PROCESS
 from semalign.models.shapes import BYTES
-from semalign.stages.judged import Records, evaluated_items, evaluation_cost
+from semalign.models.speed import GPU, duration_text, operations_per_second
+from semalign.stages.judged import Records, engine_bytes, evaluated_items, evaluation_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,18 @@ class Step:
     actors: int = 1
     gpus: float = 0.0
     cached: bool = False
+    process: int = PROCESS
+
+    @property
+    def memory(self) -> int:
+        """Peak bytes of an actor: of its GPUs where it has some, else resident ones of its
+        process, imports included.
+        """
+        return self.cost.memory + (0 if self.gpus or self.cached else self.process)
+
+    def seconds(self, rate: float) -> float:
+        """Estimated, at so many operations a second of each actor."""
+        return self.cost.operations / rate / self.actors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +150,20 @@ def scoring_step(transfer: Transfer, *, answered: float, largest: int) -> Step:
         ),
         actors=settings.num_engines,
         gpus=settings.num_gpus * settings.tensor_parallel_size,
+        process=ENGINE,
+    )
+
+
+def engine_step(settings: Evaluation, records: Records, *, cached: bool) -> Step:
+    """A candidate's answers to a split, by the engines of the settings."""
+    cost = records.cost()
+    return Step(
+        stage=Records.stage,
+        cost=Cost() if cached else replace(cost, memory=engine_bytes(cost.memory, settings)),
+        actors=settings.num_engines,
+        gpus=settings.num_gpus * settings.tensor_parallel_size,
+        cached=cached,
+        process=ENGINE,
     )
 
 
@@ -183,21 +212,42 @@ def dearest_cost(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """The stages as a table: header and rows."""
+TIME_NOTE = (
+    "times are estimates: operations, at the speed at which this machine multiplied matrices in a "
+    f"second (a GPU that is not here: {GPU / 1e12:.0f} TFLOP/s); loading and starting come on top"
+)
+
+
+def rates(plan: Plan) -> dict[bool, float]:
+    """Operations a second on CPUs (False) and GPUs (True), whichever the plan's stages run on;
+    measured here.
+    """
+    config, width = plan.transfer.config, plan.transfer.inputs.teacher.width
+    return {
+        on_gpu: operations_per_second(config.dtype, width, "cuda" if on_gpu else "cpu")
+        for on_gpu in {step.gpus > 0 for step in plan.steps}
+    }
+
+
+def plan_rows(plan: Plan, rates: Mapping[bool, float]) -> tuple[list[str], list[list[str]]]:
+    """The stages as a table: header and rows; `rates` are operations a second on CPUs and GPUs."""
     total = plan.operations
+    seconds = [step.seconds(rates[step.gpus > 0]) for step in plan.steps]
     body = [
         [
             step.stage,
             f"{step.cost.operations:.2e}" if not step.cached else "cached",
             f"{step.cost.operations / total:.1%}" if not step.cached else "",
             bytes_text(step.cost.disk) if step.cost.disk else "",
-            bytes_text(step.cost.memory) if not step.cached else "",
+            bytes_text(step.memory) if not step.cached else "",
+            f"~ {duration_text(taken)}" if not step.cached else "",
             str(step.actors),
             f"{step.gpus:g}",
         ]
-        for step in plan.steps
+        for step, taken in zip(plan.steps, seconds, strict=True)
     ]
-    body.append(["total", f"{total:.2e}", "", bytes_text(plan.disk), "", "", ""])
-    head = ["stage", "operations", "share", "disk", "memory / actor", "actors", "GPUs / actor"]
+    whole = f"~ {duration_text(sum(seconds))}"
+    body.append(["total", f"{total:.2e}", "", bytes_text(plan.disk), "", whole, "", ""])
+    head = ["stage", "operations", "share", "disk", "memory / actor", "time", "actors",
+            "GPUs / actor"]  # fmt: skip
     return head, body

@@ -16,6 +16,7 @@ from semalign.models.loading import load_config, load_model
 from semalign.models.shapes import shape_of
 from semalign.plan import Plan, Step, plan_rows, plan_transfer
 from semalign.stages.extraction import column_bytes
+from semalign.stages.student import CHUNK
 
 
 def step(plan: Plan, stage: str) -> Step:
@@ -88,7 +89,7 @@ def test_what_is_made_costs_nothing(small: list[str]) -> None:
     assert [step.stage for step in made.steps if not step.cached] == ["train", "evaluate"]
     assert step(made, "train") == step(decided, "train")
     assert made.disk == step(made, "train").cost.disk == 0
-    head, body = plan_rows(made)
+    head, body = plan_rows(made, {False: 1e9})
     assert body[0][:2] == ["attribute", "cached"] and body[-1][0] == "total"
     assert all(len(row) == len(head) for row in body)
 
@@ -131,7 +132,9 @@ def test_every_method_is_planned(small: list[str], method: str) -> None:
 def test_the_teachers_logits_are_counted(
     small: list[str], overrides: list[str], terms: int
 ) -> None:
-    """A row's logits of both models, made twice, and one gradient; the teacher's head in memory."""
+    """A row's logits of both models, made twice, and one gradient; in memory the rows of both heads
+    over the shared tokens, and the logits of a chunk.
+    """
     pair = ["training.epochs=1", "pairing.strategy=explicit", "pairing.explicit=[[2, 3]]"]
 
     def train(*more: str) -> tuple[float, int, int]:
@@ -145,7 +148,8 @@ def test_the_teachers_logits_are_counted(
     vocabulary, ours, theirs = 640, 32, 48
     logits = rows * vocabulary * (4 * (ours + theirs) + 2 * ours)
     assert operations - plain[0] == terms * logits
-    assert memory - plain[1] == (4 * vocabulary * theirs if terms else 0)
+    chunk = 6 * 4 * CHUNK * vocabulary
+    assert memory - plain[1] == (4 * vocabulary * (ours + theirs) + chunk if terms else 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -14,6 +14,7 @@ from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import check_adapter
 from semalign.models.reference import Model
+from semalign.models.support import check_supported
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
 from semalign.plugins import load_plugins
 from semalign.tasks import load_split
@@ -36,6 +37,8 @@ def load_figure_inputs(job: AnalysisJob) -> FigureInputs:
         Model.open(path, dtype=job.dtype, trust_remote_code=trust, cache=job.work / "fingerprints")
         for path in paths
     )
+    for model in models:
+        check_supported(model)
     tokenizers = [load_tokenizer(path, trust_remote_code=trust) for path in paths]
     examples = load_split(data_root(job.root), job.task, job.split)[: job.limit]
     tokens = teacher_tokens = tokenise(examples, tokenizers[-1], max_length=job.max_length)

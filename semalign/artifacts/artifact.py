@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from semalign.files import content_key, locked, making, read_json, write_json
+from semalign.files import check_room, content_key, locked, making, read_json, write_json
+from semalign.names import file_name
 
 if TYPE_CHECKING:
     from semalign.artifacts.host import Host
@@ -104,6 +105,10 @@ class Artifact(ABC):
     def is_made(self, folder: Path) -> bool:
         return (folder / MANIFEST).exists()
 
+    def bytes_kept(self, folder: Path) -> int:
+        """Of an artifact that is not whole, what is on disk and will not be written again."""
+        return 0
+
     def joined(self, other: Self) -> Self:
         """The request for what both request; they have the same key."""
         return self
@@ -138,7 +143,7 @@ class Workspace:
         if artifact.location is not None:
             return artifact.location
         parent = self.path / artifact.folder
-        named = parent / f"{artifact.label}-{artifact.key}"
+        named = parent / f"{file_name(artifact.label)}-{artifact.key}"
         if named.exists():
             return named
         return next(iter(parent.glob(f"*-{artifact.key}")), named)
@@ -148,6 +153,22 @@ class Workspace:
 
     def missing(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
         return [artifact for artifact in artifacts if not self.has(artifact)]
+
+    def bytes_to_write(self, artifacts: Iterable[Artifact]) -> dict[Path, int]:
+        """By folder, what making those that are missing adds to its disk: the work folder, and
+        folders that the user has chosen.
+        """
+        found: dict[Path, int] = {}
+        for artifact in self.missing(artifacts):
+            folder = artifact.location or self.path
+            needed = artifact.cost().disk - artifact.bytes_kept(self.place(artifact))
+            found[folder] = found.get(folder, 0) + needed
+        return found
+
+    def check_room(self, artifacts: Iterable[Artifact]) -> None:
+        """Raise UserError when a disk cannot hold those that are missing."""
+        for folder, needed in self.bytes_to_write(artifacts).items():
+            check_room(needed, folder)
 
     def manifest(self, artifact: Artifact) -> dict[str, Any]:
         return dict(read_json(self.place(artifact) / MANIFEST) or {})

@@ -31,6 +31,7 @@ from semalign.config.sections import (
     Tracking,
     Training,
 )
+from semalign.names import sqlite_uri
 
 PLUGIN_FILES = (".py", ".yaml", ".yml")
 
@@ -103,7 +104,7 @@ class Job(Settings):
 
     @property
     def tracking_uri(self) -> str:
-        return self.tracking.uri or f"sqlite:///{self.work / 'mlflow.db'}"
+        return self.tracking.uri or sqlite_uri(self.work / "mlflow.db")
 
 
 class Config(Job):

@@ -342,7 +342,7 @@ class Evaluation(Settings):
     """Seed that draws the items of `limit`; null: the first ones."""
     protocol: str = "paper"
     """Protocol, the named way to prompt, decode and judge: paper, paper-chat, open-instruct,
-    lm-eval, or a registered one."""
+    lm-eval, or a registered one; an older version by its number, such as paper-1."""
     sampling: Sampling | None = None
     """Samples of every code item; null: the protocol's own."""
     num_engines: Annotated[int, Field(ge=1), RUNTIME] = 1

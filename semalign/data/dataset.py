@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,15 @@ class Dataset:
     def supervised(self) -> int:
         """Positions whose next token is of an answer."""
         return sum(_width(example.supervised_positions) for example in self.tokens)
+
+    def most_supervised(self, count: int) -> int:
+        """Supervised positions of `count` examples, at most."""
+        return self._most_supervised[min(count, len(self))]
+
+    @functools.cached_property
+    def _most_supervised(self) -> tuple[int, ...]:
+        widths = (_width(example.supervised_positions) for example in self.tokens)
+        return tuple(itertools.accumulate(sorted(widths, reverse=True), initial=0))
 
     def positions(self, positions: str) -> tuple[int, ...]:
         """How many positions of each example are stored and aligned: `all` or the `answer`'s."""

@@ -13,7 +13,7 @@ from semalign.artifacts.host import Host
 from semalign.config.dotted import flat
 from semalign.config.jobs import AnalysisJob
 from semalign.engine.tracking import Run, recorded, to_open
-from semalign.files import check_writable
+from semalign.files import check_writable, naming_full_disk
 from semalign.report import table
 
 
@@ -26,6 +26,7 @@ def run_analysis(job: AnalysisJob, *, local: bool = False) -> Path:
     drawn, workspace = _drawn(job), Workspace(job.work)
     check_writable(job.work)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_full_disk(job.work, lambda: drawn.cost().disk))
         if not local:
             from semalign.engine.cluster import check_resources, cluster_resources, connect
 

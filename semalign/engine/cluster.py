@@ -5,20 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from semalign.config.jobs import AnalysisJob, Config, EvaluationJob
 from semalign.config.sections import Evaluation
-from semalign.errors import UserError
+from semalign.errors import Failed, UserError, one_line, root_cause
 from semalign.methods.method import method_of
 from semalign.plugins import VARIABLE
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+_PROBE_S = 5  # seconds
+_START_WAIT = "RAY_raylet_start_wait_time_s"
+# What Ray raises when a process of its own does not answer in time; it has no class for that.
+_LATE = ("timed out during startup", "raylet_start_wait_time_s", "GCS has become overloaded")
 
 Wanted = dict[str, tuple[float, dict[str, float]]]  # key -> (its value, CPUs and GPUs in all)
 
@@ -32,7 +39,8 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
     ports ask for a token that only this run knows, unless RAY_AUTH_MODE says otherwise.
     """
     if ray.is_initialized():
-        yield
+        with _unwrapping():
+            yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     ours = address is None and "RAY_ADDRESS" not in os.environ
@@ -50,21 +58,70 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
         # of /tmp that a `ray start` killed long ago may have left, and wait for it in vain.
         local["dashboard_port"] = port = _free_port()
         os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         # "local", or Ray would join whatever cluster was started on this machine before
         where = {"address": "local", **local} if ours else {"address": address}
         ray.init(logging_level=logging.WARNING, runtime_env=_plugins(), **where)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"cluster.address={address}: no Ray cluster answers there ({error})"
-        ) from None
+    except Exception as error:  # Ray raises bare ones, too
+        ray.shutdown()  # whatever has been started
+        raise not_joined(error, None if ours else address or "auto") from error
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's would end the process without a word
     try:
-        yield
+        with _unwrapping():
+            yield
     finally:
         ray.shutdown()
         if ours:
             del os.environ[_API_SERVER]
+
+
+@contextmanager
+def _unwrapping() -> Iterator[None]:
+    """Within the context our own errors of workers are raised without Ray's traceback in them."""
+    try:
+        yield
+    except (UserError, Failed) as error:
+        raise root_cause(error) from error.__cause__
+
+
+def not_joined(error: Exception, address: str | None) -> UserError | Failed:
+    """What `ray.init` raised, as one line; without an `address` it was to start a cluster here."""
+    reason, named = one_line(error, limit=300), f"cluster.address={address}"
+    if address == "auto" and "RAY_ADDRESS" in os.environ:
+        address = os.environ["RAY_ADDRESS"]
+        named = f"RAY_ADDRESS={address}"
+    if isinstance(error, AuthenticationError) or (address and _wants_token(address)):
+        return UserError(
+            f"{named if address else 'Ray'}: the token was not accepted; set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN to the token that the cluster's head was started with"
+        )
+    if any(text in reason for text in _LATE):
+        return Failed(
+            f"{named if address else 'Ray'}: it did not start in time, as on a machine that is "
+            "busy or short of memory; run again when there is less load, or give it longer: "
+            f"{_START_WAIT}=120 in the environment (seconds)"
+        )
+    if address is None:
+        return Failed(f"Ray cannot be started here ({type(error).__name__}: {reason})")
+    if "ersion mismatch" in reason:
+        return UserError(f"{named}: {reason}")
+    return UserError(f"{named}: no Ray cluster answers there ({reason})")
+
+
+def _wants_token(address: str) -> bool:
+    """Whether a cluster answers there and refuses a call without a token, which Ray only logs."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary("/ray.rpc.JobInfoGcsService/GetNextJobID")
+        try:
+            call(b"", timeout=_PROBE_S)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _plugins() -> dict[str, Any] | None:

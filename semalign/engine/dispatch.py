@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
 from semalign.engine.serving import ANYWHERE, start_engines, stop_engines
+from semalign.errors import Failed, one_line, root_cause
 from semalign.models.peft_folder import adapter_rank
 from semalign.stages.judged import Batch, Served, Unit, adapters_of, batches, by_model
 from semalign.stages.scoring import Generation, GenerationRequest, judge
@@ -127,11 +128,18 @@ class _Engines:
     def _judged(self, batch: Batch, judged: ray.ObjectRef) -> None:
         try:
             records = ray.get(judged)
-        except RayActorError as error:
-            wanted = batch.unit.wanted
-            raise RuntimeError(
-                f"the engine of {self.model.path} died more often than evaluation.max_restarts "
-                f"allows, last with {wanted.task} {wanted.split} from {batch.examples[0].id} on"
+        except Exception as error:
+            cause = root_cause(error)
+            if not isinstance(cause, RayActorError):
+                raise
+            wanted, engine = batch.unit.wanted, f"the engine of {self.model.path}"
+            if cause.actor_init_failed:
+                reason = str(cause).strip().splitlines()[-1]  # of a traceback
+                raise Failed(f"{engine} could not be started: {reason}") from error
+            raise Failed(
+                f"{engine} died more often than evaluation.max_restarts allows, last with "
+                f"{wanted.task} {wanted.split} from {batch.examples[0].id} on: "
+                f"{one_line(cause, limit=300)}"
             ) from error
         batch.unit.journal.add(records)
         self.bars["judge"].update(len(batch.requests))

@@ -13,13 +13,14 @@ from semalign.artifacts.records import Record, item_scores, read_records, shares
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
 from semalign.data.root import check_splits, scored_examples
-from semalign.models.loading import load_tokenizer
-from semalign.models.peft_folder import check_adapter
-from semalign.sandbox.run import require_tier
+from semalign.engine.limits import check_engine
+from semalign.errors import UserError
+from semalign.methods.method import LARGEST_RANK
+from semalign.models.peft_folder import adapter_rank, check_adapter
 from semalign.stages.judged import Candidate, Records, Served, Unit
+from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
-from semalign.stages.scoring import check_chat_template, chosen_protocol
-from semalign.tasks import find_task
+from semalign.stages.scoring import chosen_protocol
 from semalign.tasks.protocols import Protocol
 
 ScoreKey = tuple[str, str, str]  # candidate, task, split
@@ -122,16 +123,16 @@ def wanted_records(
 
 def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, work: Path) -> None:
     """What can be refused before anything is generated; raises UserError."""
-    protocol = chosen_protocol(settings)
-    kinds = [find_task(task).kind for task in settings.tasks]
-    profiles = [protocol.profile(task) for task in settings.tasks]
-    if "code" in kinds:
-        require_tier(settings.sandbox.min_tier)
-    check_references(settings, root, work)
+    check_questions(
+        {candidate.model.path: candidate.model for candidate in candidates}.values(), settings, root
+    )
     for candidate in candidates:
         model = candidate.model
-        trust = model.trust_remote_code
-        if any(profile.chat == "template" for profile in profiles):
-            check_chat_template(load_tokenizer(model.path, trust_remote_code=trust))
+        check_engine(model, settings)
         if candidate.adapter:
-            check_adapter(candidate.adapter, model.path, trust_remote_code=trust)
+            check_adapter(candidate.adapter, model.path, trust_remote_code=model.trust_remote_code)
+            if (rank := adapter_rank(candidate.adapter)) > LARGEST_RANK:
+                raise UserError(
+                    f"adapter {candidate.adapter}: rank {rank}; vLLM serves at most {LARGEST_RANK}"
+                )
+    check_references(settings, root, work)  # last, for it runs programs

@@ -22,7 +22,7 @@ from semalign.artifacts.host import Host, Observer
 from semalign.artifacts.local import Timer
 from semalign.config.jobs import AnalysisJob, Config
 from semalign.engine.serving import ANYWHERE
-from semalign.errors import Failed, UserError
+from semalign.errors import Failed, UserError, root_cause
 from semalign.stages.extraction import Activations
 from semalign.stages.update import Update
 
@@ -188,4 +188,4 @@ def _unwrapped(call: Any) -> Any:
     try:
         return call()
     except (UserError, Failed) as error:  # Ray raises them wrapped in the worker's traceback
-        raise getattr(error, "cause", None) or error from None
+        raise root_cause(error) from None

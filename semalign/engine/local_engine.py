@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from semalign.config.sections import Evaluation
 from semalign.engine.vllm_engine import ENGINE_ENVIRONMENT, Engine, lora_room
+from semalign.errors import Failed, one_line
 from semalign.models.loading import model_folder
 from semalign.models.peft_folder import adapter_rank
 from semalign.models.reference import Model
@@ -43,11 +45,15 @@ class LocalEngine:
         return self
 
     def generate(self, *arguments: Any) -> Any:
-        self._connection.send(arguments)
         try:
+            self._connection.send(arguments)
             answer = self._connection.recv()
-        except EOFError:
-            raise RuntimeError("the engine's process ended; its error is above") from None
+        except (EOFError, OSError):
+            status = self._process.wait()
+            raise Failed(
+                f"the engine's process ended with status {status} (-9: killed, as by a system that "
+                "is out of memory)"
+            ) from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -75,15 +81,22 @@ def answer_here(units: Sequence[Unit], settings: Evaluation) -> None:
 
 def serve(connection: Connection) -> None:
     """Answer calls until the other process has gone."""
-    engine = Engine(*connection.recv())
+    engine, broken = None, None
+    try:
+        engine = Engine(*connection.recv())
+    except Exception as error:
+        broken = error  # the answer to the first call
     while True:
         try:
             arguments = connection.recv()
         except EOFError:
             return
         try:
+            if engine is None:
+                raise Failed(f"the engine could not be started: {one_line(broken)}") from broken
             connection.send(engine.generate(*arguments))
         except Exception as error:
+            error.add_note(traceback.format_exc())  # of this process, for the other's log
             connection.send(error)
 
 

@@ -12,11 +12,12 @@ from rich.table import Table
 from semalign.artifacts.artifact import Workspace
 from semalign.config.jobs import Config
 from semalign.engine.cluster import check_resources, check_sweep, cluster_resources, connect
+from semalign.engine.limits import check_engines
 from semalign.errors import UserError
 from semalign.files import bytes_text
 from semalign.methods import Transfer
 from semalign.models.published import STAND_IN
-from semalign.plan import Plan, Step, plan_rows, plan_transfer
+from semalign.plan import TIME_NOTE, Plan, Step, plan_rows, plan_transfer, rates
 from semalign.report.table import new_console, terminal
 from semalign.sweep.file import Sweep
 from semalign.sweep.plan import method_rows, plan_sweep, sweep_rows
@@ -28,8 +29,10 @@ def show_plan(config: Config) -> None:
     transfer = Transfer.of(config, planned=True)
     plan = plan_transfer(transfer, Workspace(config.work))
     _print(plan)
+    transfer.check_room(Workspace(config.work))
     available = _available(transfer.config)
     check_resources(transfer.config, available)
+    check_engines([transfer])
     _check_memory(transfer.config, plan.steps, available)
 
 
@@ -51,6 +54,7 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
     configs = {trial.setting: trial.config for trial in planned}
     available = _available(planned[0].config)  # all trials share the cluster
     check_sweep(list(configs.values()), available, compared=compared)
+    check_engines(plan.transfers.values())
     _check_memory(planned[0].config, plan.once.steps, available)
 
 
@@ -58,7 +62,7 @@ def _check_memory(config: Config, steps: Iterable[Step], available: dict[str, fl
     if config.cluster.autoscaling:
         return
     for step in steps:
-        needed = step.cost.memory * step.actors
+        needed = step.memory * step.actors
         if step.gpus == 0 and needed > available["memory"]:
             raise UserError(
                 f"{step.stage}: needs about {bytes_text(needed)} of memory, the cluster has "
@@ -97,12 +101,13 @@ def _print(plan: Plan) -> None:
     for pair in plan.pairs or ():
         console.print(f"pair: {pair}")
     console.print(f"method {config.method}: {plan.trained:,} trained parameters")
-    head, body = plan_rows(plan)
+    head, body = plan_rows(plan, rates(plan))
     table = Table(*head)
     for row in body:
         table.add_row(*row)
     console.print(table)
     console.print("evaluation is estimated from the training set's mean length")
+    console.print(TIME_NOTE)
 
 
 def _print_absent(console: Console, absent: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
 from semalign.files import write_json, write_text
 from semalign.methods.method import Recipe, Transfer, used_settings
+from semalign.names import record_name
 from semalign.report import figures, table
 from semalign.report.compare import by_group, line, own_metrics, paired
 from semalign.stages.attribution import LayerScores
@@ -29,6 +30,7 @@ from semalign.tasks import split_source
 
 TRANSFERRED = "transferred"
 CANDIDATES = ("student", "teacher", TRANSFERRED)
+_ENDS = ("stderr", "low", "high")  # of a score, recorded after its name
 
 
 @dataclass(frozen=True)
@@ -152,22 +154,22 @@ def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
 def record_scores(run: Run, scored: Scored, settings: Evaluation) -> None:
     """Every score with its error and interval, those of groups, and how they were made.
 
-    No metric's name is the folder of another's: a file store could not hold both.
+    No metric's name is the folder of another's: a file store could not hold both. Names of groups,
+    tasks and models become names that MLflow takes (see `record_name`).
     """
     metrics: dict[str, list[float]] = {}
     for (candidate, task, split), score in scored.scores.items():
-        name = f"{split}/{task}/{candidate}"
+        name = "/".join(map(record_name, (split, task, candidate)))
         metrics[name] = [score.value]
-        for end in ("stderr", "low", "high"):
+        for end in _ENDS:
             metrics[f"{name}.{end}"] = [getattr(score, end)]
-        for share, value in scored.shares[candidate, task, split].items():
-            metrics[f"{name}.{share}"] = [value]
-        for share, value in scored.shares[candidate, task, split].items():
+        shares = scored.shares[candidate, task, split]
+        for share, value in shares.items():
             metrics[f"{name}.{share}"] = [value]
         for own, value in own_metrics(task, scored.records[candidate, task, split]).items():
             metrics[f"{name}.{own}"] = [value]
         for group, part in by_group(scored.records[candidate, task, split]).items():
-            metrics[f"{name}.{group}"] = [part.value]
+            metrics[f"{name}.{record_name(group, taken=(*_ENDS, *shares))}"] = [part.value]
     run.metrics(metrics)
     protocol = scored.protocol
     run.tags(

@@ -11,14 +11,17 @@ from semalign.artifacts.artifact import Workspace
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
 from semalign.config.jobs import Config, EvaluationJob
-from semalign.data.root import data_root, scored_examples
+from semalign.data.root import data_root
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, score_all, wanted_records
+from semalign.engine.limits import check_context
 from semalign.engine.tracking import recorded
 from semalign.errors import UserError
-from semalign.files import check_writable, content_key
+from semalign.files import bytes_text, check_writable, content_key, naming_full_disk
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
+from semalign.models.speed import duration_text, operations_per_second
+from semalign.plan import TIME_NOTE, engine_step
 from semalign.plugins import load_plugins
 from semalign.stages.judged import Candidate, Served
 from semalign.stages.scoring import chosen_protocol
@@ -86,6 +89,7 @@ def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
     candidates = checked_candidates(job)
     check_writable(job.work)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_full_disk(job.work, lambda: 0))
         if not local:
             from semalign.engine.cluster import check_resources, cluster_resources, connect
 
@@ -119,16 +123,32 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
     candidates = checked_candidates(job)
     protocol = chosen_protocol(job)
     print(f"protocol {protocol.name}, version {protocol.version}, hash {protocol.hash[:12]}")
-    for task in job.tasks:
-        profile = protocol.profile(task)
-        for split in job.splits:
-            items = len(scored_examples(job, data_root(str(job.root)), task, split))
-            models = f"{len(candidates)} models" + (f"; {job.limited}" if job.limited else "")
-            print(f"{task} {split}: {items} items x {profile.n} samples x {models}")
+    workspace, steps = Workspace(job.work), []
+    for (name, task, split), records in wanted_records(
+        candidates, job, data_root(str(job.root))
+    ).items():
+        requested = records.requests()
+        check_context(requested, f"{task} {split}", records.context_length)
+        step = engine_step(job, records, cached=workspace.has(records))
+        steps.append(step)
+        rate = operations_per_second(
+            job.dtype, records.candidate.model.width, "cuda" if step.gpus else "cpu"
+        )
+        cut = sum(request.truncated for request in requested)
+        print(
+            f"{name}, {task} {split}: {len(requested)} items x {protocol.profile(task).n} samples"
+            + (f", {job.limited}" if job.limited else "")
+            + (f", {cut} prompts cut" if cut else "")
+            + (", cached" if step.cached else f", ~ {duration_text(step.seconds(rate))}")
+        )
+    memory = max(step.memory for step in steps)
     print(
         f"{job.num_engines} engine(s) of {job.num_cpus:g} CPUs and "
-        f"{job.num_gpus * job.tensor_parallel_size:g} GPUs each"
+        f"{job.num_gpus * job.tensor_parallel_size:g} GPUs each, with about {bytes_text(memory)} "
+        "of memory"
     )
+    print("answers are taken to be as long as the references")
+    print(TIME_NOTE)
 
 
 def checked_candidates(job: EvaluationJob) -> list[Candidate]:

@@ -11,6 +11,7 @@ from semalign.engine import recording
 from semalign.engine.evaluation import Scored
 from semalign.engine.tracking import Run, to_open
 from semalign.files import write_text
+from semalign.names import record_name
 from semalign.report import comparison, table
 from semalign.report import sweep as report
 from semalign.sweep.summary import Summary
@@ -49,7 +50,9 @@ def finish_sweep(run: Run, summary: Summary, folder: Path) -> None:
         run.artifact(str(folder / "best.yaml"))
         for task, split in (chosen.metric, (chosen.metric[0], sweep.report.split)):
             scores = chosen.scores((task, split))
-            run.metrics({f"best/{split}/{task}": [sum(scores) / len(scores)]})
+            run.metrics(
+                {f"best/{record_name(split)}/{record_name(task)}": [sum(scores) / len(scores)]}
+            )
         run.tags({"best": chosen.trial.label})
     for name in ("report.md", "trials.csv"):
         run.artifact(str(folder / name))

@@ -4,10 +4,12 @@ of this process where there is no Ray.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from semalign.config.jobs import Job
-from semalign.errors import UserError
-from semalign.files import locked
+from semalign.errors import UserError, one_line, root_cause
+from semalign.files import disk_full, locked
 
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
+NAME_LENGTH = 250  # of a run's name, in the databases of MLflow
 KEY_TAG = "semalign.key"
 PARENT_TAG = "mlflow.parentRunId"  # how MLflow itself nests runs
 PATIENCE = 120.0  # seconds that a server may be away: long enough to start it again
@@ -98,13 +101,16 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: str, patience: float) -> None:
+        self.uri, self.name, self.artifacts, self.patience = uri, experiment, artifacts, patience
+        self.reached = False
+
+    @functools.cached_property
+    def client(self) -> Any:
         # MLflow's own waits, of minutes and without a word, would come on top of ours
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         from mlflow import MlflowClient
 
-        self.client = MlflowClient(tracking_uri=uri)
-        self.uri, self.name, self.artifacts, self.patience = uri, experiment, artifacts, patience
-        self.reached = False
+        return MlflowClient(tracking_uri=self.uri)
 
     @functools.cached_property
     def experiment(self) -> str:
@@ -128,7 +134,8 @@ class Tracker:
             if run.data.tags.get(PARENT_TAG) == parent
         ]
         if not runs:
-            made = self.client.create_run(self.experiment, tags=tags, run_name=name)
+            short = one_line(name, limit=NAME_LENGTH)
+            made = self.client.create_run(self.experiment, tags=tags, run_name=short)
             return str(made.info.run_id)
         run = str(runs[0].info.run_id)
         if not self.is_finished(run):
@@ -262,11 +269,20 @@ def start_tracker(job: Job, *, key: str, name: str, local: bool = False) -> Run:
         tracker = Tracker(*arguments) if local else _actor(*arguments)
         try:
             return Run(tracker, _call(tracker, "open", key, name))
-        except UserError as error:
-            raise UserError(str(getattr(error, "cause", error))) from None
         except Exception as error:
-            cause = str(error).strip().splitlines()[-1]
-            raise UserError(f"tracking.uri={uri}: MLflow cannot open it ({cause})") from None
+            cause = root_cause(error)
+            # what MLflow raises is a matter of the URI; a process that Ray cannot start is not
+            if isinstance(cause, UserError) or _of_ray(cause) or disk_full(cause):
+                raise cause from error
+            reason = one_line(cause, limit=300)
+            raise UserError(
+                f"tracking.uri={uri}: MLflow cannot open it, or in it the experiment "
+                f"'{one_line(experiment, limit=60)}' ({reason})"
+            ) from error
+
+
+def _of_ray(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "ray"
 
 
 @contextmanager
@@ -285,11 +301,13 @@ def recorded(job: Job, *, key: str, name: str, local: bool = False) -> Iterator[
             yield run
         except BaseException as error:
             if not finished:
-                run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                failed = isinstance(error, Exception)
+                with contextlib.suppress(Exception):  # MLflow may be what has failed
+                    run.end("FAILED" if failed else "KILLED")
             raise
 
 
 def to_open(job: Job, run: Run) -> str:
     """Which run it is, and how to look at it."""
-    command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {job.tracking_uri}"
+    command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(job.tracking_uri)}"
     return f"MLflow run {run.run_id}; to open it:\n  {command}"

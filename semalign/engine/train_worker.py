@@ -26,7 +26,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.host import Observer
 from semalign.config.jobs import Config
-from semalign.errors import Diverged, UserError
+from semalign.errors import Diverged, UserError, root_cause
 from semalign.stages.update import Update, diverged
 
 if TYPE_CHECKING:  # only the workers train: spare the others a second of imports
@@ -79,9 +79,8 @@ def fit(
     try:
         result = trainer.fit()
     except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if isinstance(failure, UserError):
-                raise failure from None
+        if isinstance(cause := root_cause(error), UserError):
+            raise cause from None
         raise
     if trouble.exists():
         found = json.loads(trouble.read_text(encoding="utf-8"))["error"]

@@ -14,10 +14,11 @@ from semalign.artifacts.local import Executor, LocalExecutor, Timer, make_all
 from semalign.config.jobs import Config
 from semalign.engine import recording
 from semalign.engine.evaluation import Scored
+from semalign.engine.limits import check_engines
 from semalign.engine.scoring import base_candidates, score_candidates, transferred
 from semalign.engine.tracking import Run, recorded
-from semalign.files import check_writable
-from semalign.methods.method import Recipe, Transfer, method_of
+from semalign.files import check_writable, naming_full_disk
+from semalign.methods.method import Recipe, Transfer, bytes_to_write, method_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,14 @@ def run_transfer(config: Config, *, local: bool = False) -> FinishedTransfer:
     loss is no longer finite.
     """
     prepared = Transfer.of(config)
+    check_engines([prepared])
+    workspace = Workspace(config.work)
+    prepared.check_room(workspace)
     check_writable(config.work)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            naming_full_disk(config.work, lambda: bytes_to_write([prepared], workspace))
+        )
         if not local:
             from semalign.engine.cluster import check_resources, cluster_resources, connect
 
@@ -99,7 +106,9 @@ def make(prepared: Transfer, executor: Executor, *, quiet: bool = False) -> Reci
     recipe = prepared.recipe(executor.workspace)
     for pair in () if quiet else recipe.pairs:
         print(f"[pair] {prepared.config.pairing.strategy}; {pair}", flush=True)
-    make_all(executor, union(recipe.artifacts)[len(prepared.first) :])
+    needed = union(recipe.artifacts)[len(prepared.first) :]
+    executor.workspace.check_room(needed)
+    make_all(executor, needed)
     return recipe
 
 

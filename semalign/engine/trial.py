@@ -26,6 +26,7 @@ from semalign.engine.executor import RayExecutor, threads, trains_here
 from semalign.engine.scoring import score_candidates, transferred
 from semalign.engine.tracking import Run
 from semalign.engine.transfer import make
+from semalign.errors import root_cause
 from semalign.files import write_json
 from semalign.methods.method import Transfer
 from semalign.stages.judged import Served
@@ -64,7 +65,7 @@ def run_trial(params: dict[str, str], shared: Shared) -> None:
     try:
         score = _transfer(trial, shared)
     except Exception as error:
-        cause = getattr(error, "cause", None) or error  # without Ray's traceback around it
+        cause = root_cause(error)
         text = f"{type(cause).__name__}: {cause}"
         write_json(ended(shared.folder, trial, "failed"), {"error": text})
         raise

@@ -23,6 +23,7 @@ from semalign.core.statistics import Score
 from semalign.engine import sweep_recording
 from semalign.engine.cluster import check_sweep, cluster_resources, connect, held_gpus
 from semalign.engine.executor import RayExecutor, trains_here
+from semalign.engine.limits import check_engines
 from semalign.engine.scoring import open_model, score_candidates
 from semalign.engine.serving import start_engines, stop_engines
 from semalign.engine.tracking import Run, recorded
@@ -36,9 +37,10 @@ from semalign.engine.trial import (
     stop,
 )
 from semalign.errors import Failed
-from semalign.files import check_writable, content_key
-from semalign.methods.method import Transfer, method_of
+from semalign.files import check_writable, content_key, naming_full_disk
+from semalign.methods.method import Transfer, bytes_to_write, method_of
 from semalign.models.reference import Model
+from semalign.names import file_name
 from semalign.stages.judged import Candidate, Served, served
 from semalign.sweep.file import Sweep
 from semalign.sweep.search import Point, load_optuna, suggest
@@ -59,13 +61,18 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
         load_optuna()
         possible = extremes(sweep)
     known = transfers(possible)
+    check_engines(known.values())
     config = planned[0].config
     check_writable(config.work)
     how = sweep.model_dump(mode="json", include={"select", "report", "compare", "search"})
     ids = [trial.id for trial in planned]
     key = content_key(sweep.name, ids, how, contents(known))
-    folder = config.work / "sweeps" / f"{sweep.name}-{key}"
-    with connect(config.cluster.address):
+    folder = config.work / "sweeps" / f"{file_name(sweep.name)}-{key}"
+    workspace = Workspace(config.work)
+    with (
+        naming_full_disk(config.work, lambda: bytes_to_write(known.values(), workspace)),
+        connect(config.cluster.address),
+    ):
         compared = sweep.compare is not None
         check_sweep([t.config for t in possible], cluster_resources(), compared=compared)
         with recorded(config, key=key, name=sweep.name) as run:
@@ -157,6 +164,7 @@ def prepare(wanted: Sequence[Transfer]) -> None:
     with RayExecutor(config, workspace, timer=Timer(quiet=True)) as executor:
         make_all(executor, by_models(union(a for transfer in wanted for a in transfer.first)))
         recipes = [transfer.recipe(workspace) for transfer in wanted]
+        workspace.check_room(union(a for recipe in recipes for a in recipe.artifacts))
         shared = union(a for recipe in recipes for a in recipe.artifacts[:-1])
         make_all(executor, by_models(shared))
 
@@ -231,7 +239,9 @@ def _tune(shared: Shared, together: int) -> None:
             callbacks=[_Progress(shared)],
         ),
     )
-    tuner.fit()
+    results = tuner.fit()  # which returns after an interrupt as if it had ended
+    if results.num_terminated + results.num_errors < len(shared.trials):
+        raise KeyboardInterrupt
 
 
 def _resources(config: Config) -> dict[str, float]:

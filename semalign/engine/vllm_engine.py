@@ -8,11 +8,10 @@ from typing import Any
 
 from semalign.config.sections import Evaluation
 from semalign.data.spans import Span
-from semalign.methods.method import LARGEST_RANK
+from semalign.engine.limits import LORA_RANKS
 from semalign.models.reference import Model
 from semalign.stages.scoring import Generation, GenerationRequest
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts
 # Of an engine's process, before anything is imported.
 ENGINE_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -10,6 +10,7 @@ from semalign.errors import UserError
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import Method, Recipe, register_method
 from semalign.methods.paired import OTHER_METHODS, Paired
+from semalign.models.support import check_lora
 from semalign.stages.adaptation import adaptation
 from semalign.stages.update import Update
 
@@ -72,6 +73,11 @@ class SftAll(Method):
 
     def rank(self, config: Config) -> int | None:
         return config.training.lora.rank if config.training.adapter == "lora" else None
+
+    def check(self, config: Config, inputs: Inputs) -> None:
+        if config.training.adapter == "lora":
+            layers = tuple(range(inputs.student.layers))
+            check_lora(inputs.student, layers, config.training.lora.target_modules)
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
         layers = range(inputs.student.layers)

@@ -18,9 +18,10 @@ from semalign.models import published
 from semalign.models.heads import find_lm_head
 from semalign.models.loading import load_tokenizer
 from semalign.models.reference import Model
+from semalign.models.support import check_supported
 from semalign.models.vocabulary import Overlap, vocabulary_overlap
+from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
-from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import TASKS, Example, load_split
 
 
@@ -60,11 +61,14 @@ def load_inputs(
     is read too where a method needs it. To plan, of the paper's models the published
     shape will do where they are absent.
 
-    Raises UserError for missing models, data, splits or LM heads, a vocabulary overlap below
-    `alignment.min_overlap`, an unknown task or pairing strategy, layers out of range, rows that
-    are both trained on and reported, and rows whose own reference answer fails their tests.
+    Raises UserError for missing models, data, splits or LM heads, models that are not supported
+    (`Model.open`, `check_supported`), a vocabulary overlap below `alignment.min_overlap`, an
+    unknown task or pairing strategy, layers out of range, rows that are both trained on and
+    reported, and rows whose own reference answer fails their tests.
     """
     teacher, student = _models(config, planned=True)
+    for model in (teacher, student):
+        check_supported(model)
     check_layers(config, teacher.layers, student.layers)
     tokenizer, shared = _vocabularies(teacher, student)
     if shared.fraction < config.alignment.min_overlap or not len(shared.student_ids):
@@ -77,14 +81,14 @@ def load_inputs(
     TASKS.find(data.task, "data.task")
     splits = {}
     names = dict.fromkeys([data.train_split, data.attribution_split, *filter(None, [align_split])])
-    scored = itertools.product(config.evaluation.tasks, config.evaluation.splits)
+    pairs = itertools.product(config.evaluation.tasks, config.evaluation.splits)
     reported = data_root(config.evaluation.root or data.root)
     for task in config.evaluation.tasks:
         TASKS.find(task, "evaluation.tasks")
     check_splits(
         [
             *((root, data.task, split) for split in names),
-            *((reported, task, split) for task, split in scored),
+            *((reported, task, split) for task, split in pairs),
         ]
     )
     for split in names:
@@ -92,9 +96,10 @@ def load_inputs(
         if split == data.train_split:
             examples = mislabel(examples[: data.train_limit], data)
         splits[split] = Dataset(tokenise(examples, tokenizer, max_length=data.max_length))
-    chosen_protocol(config.evaluation)
+    scored = data_root(config.evaluation.root or data.root)
+    check_questions((teacher, student), config.evaluation, scored)
     _check_held_out(config, trained or (data.train_split,))
-    check_references(config.evaluation, data_root(config.evaluation.root or data.root), config.work)
+    check_references(config.evaluation, scored, config.work)
     if not planned:  # last, for all weights are read to hash them
         for model in (teacher, student):
             find_lm_head(model.path, trust_remote_code=config.trust_remote_code)

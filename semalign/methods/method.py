@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from semalign.artifacts.artifact import Artifact, Json, Workspace
+from semalign.artifacts.artifact import Artifact, Json, Workspace, union
 from semalign.config.describe import given_settings, leaf_settings, runtime_settings
 from semalign.config.dotted import lookup, nested
 from semalign.config.jobs import Config
@@ -85,6 +85,9 @@ class Method(ABC):
     def trained_splits(self, config: Config) -> tuple[str, ...]:
         """The splits whose answers change the student."""
         return (config.data.train_split,)
+
+    def check(self, config: Config, inputs: Inputs) -> None:  # noqa: B027 -- nothing to check
+        """Raise UserError for models that this method cannot work on, from shapes alone."""
 
     def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
         """What has to be made before the pairs are known."""
@@ -275,6 +278,7 @@ class Transfer:
             align_split=method.align_split(found),
             planned=planned,
         )
+        method.check(found, inputs)
         return cls(found, inputs)
 
     @property
@@ -296,6 +300,21 @@ class Transfer:
         """Whether the recipe is known without making anything."""
         return not workspace.missing(self.first)
 
+    def check_room(self, workspace: Workspace) -> None:
+        """Raise UserError when a disk cannot hold what is missing, whichever pairs are found."""
+        refused = None
+        for recipe in [self.recipe(workspace)] if self.known(workspace) else self.possible():
+            try:
+                return workspace.check_room(recipe.artifacts)
+            except UserError as error:
+                refused = error
+        if refused is not None:
+            raise refused
+
+    def decided(self, workspace: Workspace) -> tuple[Artifact, ...]:
+        """Everything that is known to be needed: before the pairs are, what decides them."""
+        return self.recipe(workspace).artifacts if self.known(workspace) else self.first
+
     def possible(self) -> Iterator[Recipe]:
         """A recipe for all pairs that may be found, each once; from shapes alone."""
         outcomes = self.method.outcomes(self.config, self.inputs)
@@ -316,3 +335,9 @@ class Transfer:
         attribution = inputs.attribution.key if "data.attribution_split" in used else None
         rows = [inputs.train.key, attribution, inputs.align.key]
         return [models, rows, evaluated_content(self.config)]
+
+
+def bytes_to_write(transfers: Iterable[Transfer], workspace: Workspace) -> int:
+    """What all of them still add to the disk, as far as is known before their pairs are."""
+    needed = union(artifact for each in transfers for artifact in each.decided(workspace))
+    return sum(workspace.bytes_to_write(needed).values())

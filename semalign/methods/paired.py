@@ -19,6 +19,7 @@ from semalign.core.pairing import STRATEGIES, Pair, code_index, pair_layers
 from semalign.errors import UserError
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import MOST_OUTCOMES, Method, Outcome, Recipe
+from semalign.models.support import check_lora
 from semalign.stages.adaptation import adaptation
 from semalign.stages.attribution import LayerScores
 from semalign.stages.extraction import Activations, Prefix
@@ -57,6 +58,18 @@ class Paired(Method):
 
     def rank(self, config: Config) -> int | None:
         return config.training.lora.rank if config.training.adapter == "lora" else None
+
+    def check(self, config: Config, inputs: Inputs) -> None:
+        if config.training.adapter != "lora":
+            return
+        modules = config.training.lora.target_modules
+        try:
+            check_lora(inputs.student, tuple(range(inputs.student.layers)), modules)
+        except UserError:  # not all layers need to be alike: those that may be paired
+            found = {
+                pair.student for outcome in self.outcomes(config, inputs) for pair in outcome.pairs
+            }
+            check_lora(inputs.student, tuple(sorted(found)), modules)
 
     def first(self, config: Config, inputs: Inputs) -> tuple[Artifact, ...]:
         looks_at = STRATEGIES.find(config.pairing.strategy, "pairing.strategy").looks_at

@@ -7,22 +7,26 @@ it); a fully trained layer as its weights and a JSON file that names its base mo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from semalign.core.pairing import paper_number
-from semalign.errors import UserError, nearest
+from semalign.errors import UserError, nearest, one_line
 from semalign.models.decoder import find_decoder
-from semalign.models.loading import copy_companions, load_model
+from semalign.models.loading import ADAPTER_CONFIG, load_model, save_model
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
 _LAYER_WEIGHTS = "layer_weights.safetensors"
 _LAYER_CONFIG = "layer_weights.json"
+# What PEFT and safetensors raise for an adapter that is damaged, or of another model or version.
+_UNUSABLE = (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError)
 
 
 def lora_on_layers(
@@ -42,27 +46,11 @@ def lora_on_layers(
 
     **Raises** `UserError` if a layer is out of range or has no such linear module.
     """
-    decoder = find_decoder(model)
-    for layer in layers:
-        _check_layer(layer, len(decoder.layers))
-        linear = {
-            name.split(".")[-1]
-            for name, module in decoder.layers[layer].named_modules()
-            if isinstance(module, nn.Linear)
-        }
-        for target in target_modules:
-            if target not in linear:
-                raise UserError(
-                    f"LoRA target '{target}' is no linear module of layer {paper_number(layer)} "
-                    f"(counted from 1): {nearest(target, linear)}"
-                )
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
-        target_modules=sorted(target_modules),
-        layers_to_transform=sorted(layers),
-        layers_pattern="layers",
+        target_modules=_linear_paths(model, layers, target_modules),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -70,6 +58,30 @@ def lora_on_layers(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # PEFT initialises on the CPU
         return get_peft_model(model, config)
+
+
+def _linear_paths(model: nn.Module, layers: Iterable[int], names: Iterable[str]) -> list[str]:
+    """The paths in the model of the decoder layers' linear modules of these names.
+
+    Whole paths, for other parts of a model, such as a vision tower, have modules of these names.
+    """
+    decoder = find_decoder(model)
+    paths = {module: path for path, module in model.named_modules()}
+    found = set()
+    for layer in layers:
+        _check_layer(layer, len(decoder.layers))
+        linear: dict[str, list[str]] = {}
+        for name, module in decoder.layers[layer].named_modules():
+            if isinstance(module, nn.Linear):
+                linear.setdefault(name.split(".")[-1], []).append(paths[module])
+        for name in names:
+            if name not in linear:
+                raise UserError(
+                    f"training.lora.target_modules: student layer {paper_number(layer)} (counted "
+                    f"from 1) has no linear module '{name}'; {nearest(name, linear)}"
+                )
+            found |= set(linear[name])
+    return sorted(found)
 
 
 def full_layers(model: nn.Module, layers: list[int]) -> nn.Module:
@@ -133,7 +145,7 @@ def save_adapter(model: nn.Module, path: str | Path, base_path: str | Path) -> N
     model.peft_config["default"].base_model_name_or_path = str(base_path)
     model.save_pretrained(str(path), save_embedding_layers=False)
     (path / "README.md").unlink()  # PEFT's model card, an empty form
-    config_file = path / "adapter_config.json"
+    config_file = path / ADAPTER_CONFIG
     config = json.loads(config_file.read_text())
     config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set: any order
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -145,17 +157,18 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     **Raises** `UserError` if the folder holds no adapter, or one of another model's shapes.
     """
     path = Path(path)
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         try:
             return PeftModel.from_pretrained(model, str(path))
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except _UNUSABLE as error:
+            reason = one_line(error, limit=200)
             raise UserError(f"adapter '{path}' does not fit the model: {reason}") from error
     if not (path / _LAYER_WEIGHTS).is_file():
-        raise UserError(
-            f"'{path}' holds no adapter: neither adapter_config.json nor {_LAYER_CONFIG}"
-        )
-    weights = load_file(path / _LAYER_WEIGHTS)
+        raise UserError(f"'{path}' holds no adapter: neither {ADAPTER_CONFIG} nor {_LAYER_CONFIG}")
+    try:
+        weights = load_file(path / _LAYER_WEIGHTS)
+    except _UNUSABLE as error:
+        raise UserError(f"{path / _LAYER_WEIGHTS}: damaged ({one_line(error)})") from error
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():
@@ -180,6 +193,4 @@ def merge_adapter(
     adapted: Any = load_adapter(load_model(base_path, dtype=dtype), adapter_path)
     if isinstance(adapted, PeftModel):
         adapted = adapted.merge_and_unload()
-    out = Path(out_path)
-    adapted.save_pretrained(out)
-    copy_companions(base_path, out)
+    save_model(adapted, out_path, base_path)

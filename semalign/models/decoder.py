@@ -220,12 +220,18 @@ def verify_structure(decoder: Decoder) -> None:
         hidden = run_base(decoder, ids, mask)
     for layer in range(len(decoder.layers)):
         block_in, attn, mlp, block_out = (captured[layer, part] for part in parts)
+        if not block_in.shape == attn.shape == mlp.shape:
+            raise UserError(
+                f"{name} layer {paper_number(layer)} (counted from 1): its sublayers give "
+                f"{attn.shape[-1]} and {mlp.shape[-1]} numbers a token, the residual stream has "
+                f"{block_in.shape[-1]}; expected the same"
+            )
         parts_in = [part.to(block_out.device) for part in (block_in, attn, mlp)]
         magnitude = sum(part.abs() for part in parts_in)
         if not _equal_up_to_rounding(sum(parts_in), block_out, magnitude):
             raise UserError(
                 f"{name} layer {paper_number(layer)} (counted from 1) does not compute "
-                "block_in + attn + mlp = block_out; this architecture is not supported"
+                "block_in + attn + mlp = block_out; expected a plain residual stream"
             )
     expected = decoder.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     found = logits(decoder, hidden).to(expected.device)

@@ -16,40 +16,12 @@ from typing import Any
 
 from semalign.errors import UserError
 from semalign.files import write_json
+from semalign.models.filenames import TEMPLATE_FILES, TOKENIZER_FILES
 from semalign.models.loading import model_folder
 
 _State = tuple[int, int, int]  # size in bytes, modification time in ns, inode
 
 _VOLATILE_KEYS = {"transformers_version", "_name_or_path", "name_or_path"}
-# Every file from which transformers 5 makes a tokenizer, remote code included.
-_TOKENIZER_FILES = (
-    "tokenizer*.json",  # tokenizer_config.json, versioned tokenizer.4.0.0.json
-    "tokenizer.model*",  # tokenizer.model.v3
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*.json",
-    "*_vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "dict.txt",
-    "bpe.codes",
-    "tekken.json",
-    "normalizer.json",
-    "byte_maps.json",
-    "emoji.json",
-    "word_*.json",
-    "*.model",  # SentencePiece: spiece.model, sentencepiece.bpe.model; tiktoken.model
-    "*.spm",
-    "*.tiktoken",
-    "prophetnet.tokenizer",
-    "tokenization_*.py",
-)
-_TEMPLATE_FILES = (
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*",
-    "chat_templates/*",
-)
 
 
 def model_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
@@ -82,7 +54,7 @@ def tokenizer_fingerprint(path: str | Path, *, cache: Path | None = None) -> str
     The chat template is no part of it. **Raises** `UserError` if the folder has no tokenizer.
     """
     folder = model_folder(path)
-    files = _matching(folder, _TOKENIZER_FILES)
+    files = _matching(folder, TOKENIZER_FILES)
     if not files:
         raise UserError(f"folder '{folder}' holds no tokenizer files")
     return _fingerprint(folder, files, cache)
@@ -99,7 +71,7 @@ def serving_fingerprint(path: str | Path, *, cache: Path | None = None) -> str:
     stop_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
     content = {
         "chat_template": _read_json(folder / "tokenizer_config.json").get("chat_template"),
-        "files": _fingerprint(folder, _matching(folder, _TEMPLATE_FILES), cache),
+        "files": _fingerprint(folder, _matching(folder, TEMPLATE_FILES), cache),
         "stop_ids": sorted(stop_ids) if isinstance(stop_ids, list) else [stop_ids],
     }
     return _json_digest(content)
@@ -167,7 +139,7 @@ def _file_digest(file: Path, state: _State, cache: Path | None) -> str:
     digest = _cached_digest(entry, key)
     if digest is None:
         digest = _file_digest(file, state, None)
-        with suppress(UserError):  # a cache that cannot be written only costs time
+        with suppress(UserError, OSError):  # a cache that cannot be written only costs time
             write_json(entry, {**key, "sha256": digest})
     return digest
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from semalign.core.pairing import paper_number
 from semalign.errors import UserError, nearest
 from semalign.models.decoder import find_decoder
-from semalign.models.loading import copy_companions
+from semalign.models.loading import save_model
 from semalign.models.shapes import skeleton
 
 FactorPair = tuple[Tensor, Tensor]  # (B, A)
@@ -45,12 +45,16 @@ class LowRankFactors(Protocol):
 
 
 def find_modules(
-    model: nn.Module, names: Iterable[str], *, layers: int | None = None
+    model: nn.Module,
+    names: Iterable[str],
+    *,
+    layers: int | None = None,
+    setting: str = "seeking.modules",
 ) -> dict[Site, str]:
     """The linear modules of these names, as {(layer, name in the layer): path in the model}.
 
     **Arguments**: `layers` is the number of decoder layers to search, from the first (default:
-    all). The layer of `embed_tokens` and of `lm_head` is None.
+    all); `setting` is named in errors. The layer of `embed_tokens` and of `lm_head` is None.
 
     **Raises** `UserError` if one of the layers has no module of a name.
     """
@@ -67,8 +71,9 @@ def find_modules(
         for name in names:
             if name not in outside and name not in leaves:
                 raise UserError(
-                    f"seeking.modules: layer {paper_number(index)} (counted from 1) has no linear "
-                    f"module '{name}'; {nearest(name, sorted(leaves | outside.keys()))}"
+                    f"{setting}: layer {paper_number(index)} (counted from 1) of "
+                    f"{type(model).__name__} has no linear module '{name}'; "
+                    f"{nearest(name, sorted(leaves | outside.keys()))}"
                 )
         found |= {(index, n): paths[m] for n, m in linear.items() if n.split(".")[-1] in names}
     return found
@@ -268,6 +273,4 @@ def save_merged(model: PeftModel, path: str | Path, base_path: str | Path) -> No
         whole = type(base)(config)
     whole.load_state_dict(state, assign=True)
     whole.tie_weights()
-    whole.generation_config = base.generation_config
-    whole.save_pretrained(path)
-    copy_companions(base_path, path)
+    save_model(whole, path, base_path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from semalign.errors import UserError
+from semalign.errors import UserError, one_line
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.loading import load_config
 from semalign.models.shapes import skeleton
@@ -17,16 +18,57 @@ from semalign.models.shapes import skeleton
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 
+# What of PEFT's LoraConfig vLLM applies, and what has no effect once the adapter is trained. All
+# else that is set would be left out without an error, or refused by the engine.
+_APPLIED = {"r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"}
+_OF_TRAINING = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern"),
+    *("exclude_modules", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "runtime_config"),
+    "ensure_weight_tying",
+}
+_PLAIN = {  # the only values of the others under which an adapter is a plain LoRA
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # vLLM's list: others, such as PiSSA, change the weights of the base when PEFT loads the adapter
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga"),
+}
+
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter's configuration. **Raises** `UserError` if vLLM cannot serve the adapter."""
+    """The adapter's configuration.
+
+    **Raises** `UserError` for one that cannot be read, or that vLLM would not serve as it is.
+    """
     for name in (_CONFIG, _WEIGHTS):
         if not (Path(folder) / name).is_file():
             raise UserError(f"adapter {folder}: no {name}; expected a folder in PEFT's layout")
-    config: dict[str, Any] = json.loads((Path(folder) / _CONFIG).read_text())
-    if config.get("use_dora") or config.get("modules_to_save"):
-        raise UserError(f"adapter {folder}: vLLM serves neither DoRA nor modules_to_save; merge it")
+    try:
+        config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder}/{_CONFIG}: damaged, or not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}/{_CONFIG}: expected the settings of an adapter by name")
+    _check_served(folder, config)
     return config
+
+
+def _check_served(folder: str | Path, config: Mapping[str, Any]) -> None:
+    for name in (*_PLAIN, *config):
+        value = config.get(name)
+        if value and name not in _APPLIED | _OF_TRAINING and value not in _PLAIN.get(name, ()):
+            plain = ", ".join(map(str, _PLAIN.get(name, ("none",))))
+            raise UserError(
+                f"adapter {folder}: vLLM does not serve {name}={one_line(value, limit=60)}; "
+                f"expected {plain}, or the adapter merged into its base"
+            )
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        raise UserError(f"{folder}/{_CONFIG}: expected ranks r of at least 1, found {ranks}")
+    for name in ("lora_alpha", "target_modules"):
+        if not config.get(name):
+            raise UserError(f"{folder}/{_CONFIG}: expected {name}, as PEFT writes it")
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
@@ -59,22 +101,55 @@ def check_adapter(
     config = adapter_config(folder)
     base = str(config.get("base_model_name_or_path"))
     shapes = _linear_shapes(model, trust_remote_code)
-    with safe_open(Path(folder) / _WEIGHTS, framework="pt") as weights:
-        for name in weights.keys():  # noqa: SIM118 -- not a mapping
-            module = name.removeprefix("base_model.model.").partition(".lora_")[0]
-            shape = shapes.get(module)
-            if shape is None:
-                raise UserError(f"adapter {folder}: {model} has no {module}; it is one of {base}")
-            size = weights.get_slice(name).get_shape()
-            fits = {_LORA_A: size[-1] == shape[1], _LORA_B: size[0] == shape[0]}
-            if not fits.get(name[-len(_LORA_A) :], True):
-                raise UserError(
-                    f"adapter {folder}: its {module} is for another size than {model}'s, which is "
-                    f"{shape[0]} x {shape[1]}; it is one of {base}"
-                )
+    for module, (rank, inputs, outputs) in _factors(folder).items():
+        shape = shapes.get(module)
+        if shape is None:
+            raise UserError(f"adapter {folder}: {model} has no {module}; it is one of {base}")
+        if (outputs, inputs) != shape:
+            raise UserError(
+                f"adapter {folder}: its {module} is for another size than {model}'s, which is "
+                f"{shape[0]} x {shape[1]}; it is one of {base}"
+            )
+        if not config.get("rank_pattern") and rank != config["r"]:
+            raise UserError(
+                f"adapter {folder}: its {module} has rank {rank}, and {_CONFIG} r={config['r']}"
+            )
     local = base.startswith("zoo/") or (Path(base) / "config.json").is_file()
     if local and model_fingerprint(base, cache=cache) != model_fingerprint(model, cache=cache):
         raise UserError(f"adapter {folder}: made for {base}, whose weights {model} has not")
+
+
+def _factors(folder: str | Path) -> dict[str, tuple[int, int, int]]:
+    """(rank, in, out) of every module's two factors, by the module's name in the base.
+
+    **Raises** `UserError` for a file that is damaged, holds none, or holds something else.
+    """
+    file = Path(folder) / _WEIGHTS
+    try:
+        with safe_open(file, framework="pt") as weights:
+            names = weights.keys()
+            sizes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file}: damaged, cut short, or a git-lfs pointer ({one_line(error)})"
+        ) from error
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, size in sizes.items():
+        module, factor = name.removeprefix("base_model.model."), name[-len(_LORA_A) :]
+        if factor not in (_LORA_A, _LORA_B):
+            raise UserError(f"{file}: {name} is no factor of a LoRA on a linear module")
+        pairs.setdefault(module.removesuffix(factor), {})[factor] = size
+    if not pairs:
+        raise UserError(f"{file}: holds no tensors")
+    found = {}
+    for module, pair in pairs.items():
+        if len(pair) < 2 or any(len(size) != 2 for size in pair.values()):
+            raise UserError(f"{file}: {module} has no two factors; found {pair}")
+        (rank, inputs), (outputs, rank_out) = pair[_LORA_A], pair[_LORA_B]
+        if rank != rank_out:
+            raise UserError(f"{file}: the factors of {module} have ranks {rank} and {rank_out}")
+        found[module] = rank, inputs, outputs
+    return found
 
 
 def _linear_shapes(path: str | Path, trust_remote_code: bool) -> dict[str, tuple[int, int]]:

@@ -14,8 +14,10 @@ from semalign.models.fingerprints import (
     serving_fingerprint,
     tokenizer_fingerprint,
 )
-from semalign.models.loading import load_config, model_folder
+from semalign.models.loading import has_weights, load_config, model_folder
 from semalign.models.shapes import Shape, shape_of
+from semalign.models.tokenizer import check_tokenizer
+from semalign.models.weights import check_weights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +52,8 @@ class Model:
         the path stands in for it. Of the paper's models the published shape stands in where they
         are absent.
 
-        **Raises** `UserError` for a model that is missing or cannot be read.
+        **Raises** `UserError` for a model that is missing or cannot be read, and for weights or a
+        tokenizer that are not what their files describe (`check_weights`, `check_tokenizer`).
         """
         if planned and published.absent(path):
             return cls(
@@ -62,20 +65,24 @@ class Model:
                 tokens=path,
                 serving=path,
             )
-        config = load_config(path, trust_remote_code=trust_remote_code).get_text_config()
+        trust = trust_remote_code
+        config = load_config(path, trust_remote_code=trust).get_text_config()
+        folder = model_folder(path, weights=not planned)
+        if not planned or has_weights(path):
+            check_weights(folder, trust_remote_code=trust)
         if planned:
-            weights = cached_fingerprint(path, cache=cache) or f"unread {path}"
-            folder, cache = model_folder(path, weights=False), None
+            weights, cache = cached_fingerprint(path, cache=cache) or f"unread {path}", None
         else:
             weights = model_fingerprint(path, cache=cache)
-            folder = model_folder(path)
+        tokens = tokenizer_fingerprint(folder, cache=cache)
+        check_tokenizer(path, config, tokens, trust_remote_code=trust)
         return cls(
             path=path,
             dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trust,
             config=config,
             weights=weights,
-            tokens=tokenizer_fingerprint(folder, cache=cache),
+            tokens=tokens,
             serving=serving_fingerprint(folder, cache=cache),
         )
 
@@ -87,7 +94,15 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         """What determines the hidden states of given token ids."""
-        return {"weights": self.weights, "dtype": self.dtype}
+        found = {"weights": self.weights, "dtype": self.dtype}
+        return {**found, "code": "the checkpoint's"} if self.runs_own_code else found
+
+    @functools.cached_property
+    def runs_own_code(self) -> bool:
+        """Whether code of the checkpoint may run, in place of that of transformers."""
+        if not self.trust_remote_code or self.absent:
+            return False
+        return any(model_folder(self.path, weights=False).glob("*.py"))
 
     @functools.cached_property
     def shape(self) -> Shape:

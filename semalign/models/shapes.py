@@ -37,11 +37,16 @@ def _skeleton(kind: Any, content: str, trust_remote_code: bool) -> nn.Module:
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of weights: of one layer, of the embedding (0 when tied) and of the LM head."""
+    """Numbers of weights: of one layer, of the embedding (0 when tied) and of the LM head.
+
+    `attention` is the width of all heads together, `intermediate` that of the MLP.
+    """
 
     layers: int
     width: int
     vocabulary: int
+    attention: int
+    intermediate: int
     per_layer: int
     embedding: int
     head: int
@@ -60,12 +65,15 @@ class Shape:
 def shape_of(config: Any) -> Shape:
     """Counted on a model without storage, so any architecture and size takes under a second."""
     decoder = find_decoder(skeleton(config))
-    head = decoder.lm_head.weight
+    head, layer = decoder.lm_head.weight, decoder.layers[0]
+    linear = [module for module in layer.mlp.modules() if isinstance(module, nn.Linear)]
     return Shape(
         layers=len(decoder.layers),
         width=head.shape[1],
         vocabulary=head.shape[0],
-        per_layer=sum(p.numel() for p in decoder.layers[0].parameters()),
+        attention=layer.self_attn.o_proj.weight.shape[1],
+        intermediate=max((m.out_features for m in linear), default=head.shape[1]),
+        per_layer=sum(p.numel() for p in layer.parameters()),
         embedding=0 if config.tie_word_embeddings else head.numel(),
         head=head.numel(),
     )

@@ -175,4 +175,5 @@ def _ordered(column: Sequence[Any]) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    """As a label, in which Matplotlib would read what is between dollars as a formula."""
+    return value.replace("$", r"\$") if isinstance(value, str) else f"{value:g}"

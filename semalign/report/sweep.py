@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from semalign.config.dotted import nested
 from semalign.core.statistics import Comparison
 from semalign.methods.method import used_settings
+from semalign.names import file_name
 from semalign.report import figures, table
 from semalign.sweep.summary import Summary, SweptSetting, versus
 from semalign.sweep.trials import Trial, value_text
@@ -206,7 +207,7 @@ def draw(summary: Summary) -> dict[str, Figure]:
 
 def _short(axis: str) -> str:
     """`teacher layer (counted from 1)` -> `teacher_layer`, for a file's name."""
-    return axis.partition(" (")[0].replace(" ", "_").replace("/", "_")
+    return file_name(axis.partition(" (")[0].replace(" ", "_"))
 
 
 def _coordinates(summary: Summary, settings: Sequence[SweptSetting]) -> dict[str, list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -105,7 +106,7 @@ def joined_prompts(shares: Shares) -> list[str]:
     """One line for each score under which the tokenizer joins prompts with their answers."""
     return [
         f"{task} {split}, {candidate}: {100 * found['joined_prompts']:.1f}% of the prompts end "
-        "within a token of prompt and reference answer"
+        "within a token of the reference text"
         for (candidate, task, split), found in shares.items()
         if found["joined_prompts"]
     ]
@@ -118,8 +119,9 @@ def protocol(protocol: Protocol) -> str:
 
 def new_console() -> Console:
     """A console of the terminal's width, or wide enough for any table where output is a file."""
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(soft_wrap=True, width=240)
+    plain: Any = {"soft_wrap": True, "markup": False, "emoji": False}  # names may hold [a], :b:
+    console = Console(**plain)
+    return console if console.is_terminal else Console(**plain, width=240)
 
 
 def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
@@ -139,5 +141,6 @@ def terminal(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *body]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in (head, *body)]
+    lines = [rows[0], ["---", *["---:"] * (len(head) - 1)], *rows[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from semalign.artifacts.artifact import Artifact, Cost, Json
 from semalign.artifacts.host import Host
@@ -18,10 +19,10 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json, write_json
 from semalign.models.decoder import find_decoder, logits, sublayer
+from semalign.models.memory import Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
 
 _FILE = "scores.json"
-_ACTIVATIONS = 12  # numbers a token, layer and unit of width that the backward pass keeps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,11 +51,14 @@ class LayerScores(Artifact):
 
     def cost(self) -> Cost:
         """A forward pass and a backward pass to the activations over all rows."""
-        shape = self.model.shape
-        kept = self.rows.longest * self.settings.batch_size * shape.width * shape.layers
+        model, rows = self.model, min(self.settings.batch_size, len(self.rows))
+        batch = Batch(model, rows, self.rows.longest)
+        loss = cross_entropy(model, self.rows.most_supervised(rows))
         return Cost(
-            operations=4.0 * shape.weights * self.rows.length,
-            memory=(shape.weights + kept * _ACTIVATIONS) * shape.bytes(self.model.dtype),
+            operations=4.0 * model.shape.weights * self.rows.length,
+            memory=max(
+                loading(model), weights(model) + model.layers * batch.kept() + batch.forward + loss
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -106,7 +110,8 @@ def attribution_scores(
         counts = where.sum(dim=1)[where.nonzero()[:, 0]].to(losses.device)
         return (losses / counts).sum()
 
-    for batch in length_buckets(tokens, batch_tokens=longest * batch_size):
+    batches = list(length_buckets(tokens, batch_tokens=longest * batch_size))
+    for batch in tqdm(batches, desc="attribute", unit="batch"):
         members = [tokens[index] for index in batch]
         ids, mask = (tensor.to(device) for tensor in pad(members, pad_id=0))
         where = position_mask(members, lambda e: e.supervised_positions, ids.shape[1]).to(device)

@@ -42,7 +42,7 @@ class Bases(Artifact):
         return Cost(
             operations=4.0 * rows * width**2 + width**3 / 3,
             disk=4 * rows * width,
-            memory=8 * (3 * rows * width + 2 * width**2),
+            memory=8 * (3 * rows * width + 3 * width**2),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

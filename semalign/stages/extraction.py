@@ -23,6 +23,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
+from semalign.models.memory import Batch, loading, weights
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
@@ -88,16 +89,35 @@ class Activations(Artifact):
 
     def cost(self) -> Cost:
         """A forward pass up to the deepest column."""
-        shape, settings = self.model.shape, self.extraction
         if not self.columns:
             return Cost()
+        shape, columns = self.model.shape, len(self.columns)
         layers = self.depth * shape.per_layer
-        buffered = settings.shard_examples * self.rows.longest * shape.width * len(self.columns)
         return Cost(
             operations=2.0 * layers * self.rows.length,
-            disk=len(self.columns) * self.column_bytes,
-            memory=(layers + (shape.embedding or shape.head)) * BYTES[self.model.dtype]
-            + buffered * BYTES[self.dtype],
+            disk=columns * self.column_bytes,
+            memory=self._memory((layers + shape.embedding + shape.head) / shape.weights),
+        )
+
+    def _memory(self, share: float) -> int:
+        """Peak bytes with a share of the model's weights: a batch, and the rows of a shard of all
+        columns, of which one is joined and written at a time.
+        """
+        settings, longest = self.extraction, max(1, self.rows.longest)
+        examples = min(len(self.rows), settings.shard_examples)
+        batch = Batch(self.model, max(1, min(examples, settings.batch_tokens // longest)), longest)
+        positions = _largest_shard(self.rows.positions(self.positions), settings.shard_examples)
+        column = positions * self.model.width * BYTES[self.dtype]
+        columns = len(self.columns)
+        computed = batch.forward + columns * (batch.states + column)
+        held = int(share * weights(self.model)) + max(computed, (columns + 3) * column)
+        return max(loading(self.model, share=share), held)
+
+    def bytes_kept(self, folder: Path) -> int:
+        return sum(
+            shard.stat().st_size
+            for column in self.columns
+            for shard in (folder / str(column)).glob("[0-9]*.safetensors")
         )
 
     @property
@@ -151,6 +171,13 @@ class Activations(Artifact):
         size = len(self.columns) * self.column_bytes
         layers = ", ".join(f"{c.interface} {paper_number(c.layer)}" for c in sorted(self.columns))
         return [f"layers (counted from 1): {layers}", f"{size / 1e6:.1f} MB"]
+
+
+@functools.lru_cache(maxsize=64)
+def _largest_shard(rows: tuple[int, ...], shard_examples: int) -> int:
+    """Rows of the shard that has the most."""
+    starts = range(0, len(rows), shard_examples)
+    return max((sum(rows[start : start + shard_examples]) for start in starts), default=0)
 
 
 @functools.lru_cache(maxsize=64)

@@ -99,9 +99,23 @@ class Records(Artifact):
         """Tokens of prompt and answer: no more than the model has."""
         return min(self.max_model_len, int(self.candidate.model.config.max_position_embeddings))
 
+    def requests(self) -> list[GenerationRequest]:
+        """One of every example; raises UserError as `stages.scoring.requests` does."""
+        tokenizer = _tokenizer(self.candidate.model)
+        return requests(self.examples, tokenizer, self.protocol, max_model_len=self.context_length)
+
     def cost(self) -> Cost:
-        """Of the engine's weights alone: how long answers are is not known before."""
-        return Cost(memory=self.candidate.model.bytes)
+        """Prompts, and answers that are taken to be as long as the references; of the engine's
+        memory the weights.
+        """
+        model = self.candidate.model
+        tokenizer = _tokenizer(model)
+        references = tokenizer([example.answer for example in self.examples])["input_ids"]
+        tokens = sum(
+            len(request.prompt_ids) + request.n * min(len(reference), request.max_tokens)
+            for request, reference in zip(self.requests(), references, strict=True)
+        )
+        return Cost(operations=2.0 * model.shape.weights * tokens, memory=model.bytes)
 
     def file(self, folder: Path) -> Path:
         return folder / _FILE
@@ -145,8 +159,8 @@ def batches(units: Sequence[Unit], size: int) -> list[Batch]:
     """
     made = []
     for unit in sorted(units, key=lambda unit: find_task(unit.wanted.task).kind != "code"):
-        wanted, model = unit.wanted, unit.wanted.candidate.model
-        tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+        wanted = unit.wanted
+        tokenizer = _tokenizer(wanted.candidate.model)
         made_requests = requests(
             unit.missing, tokenizer, wanted.protocol, max_model_len=wanted.context_length
         )
@@ -160,6 +174,10 @@ def batches(units: Sequence[Unit], size: int) -> list[Batch]:
             part = slice(start, start + size)
             made.append(Batch(unit, unit.missing[part], made_requests[part]))
     return made
+
+
+def _tokenizer(model: Model) -> Any:
+    return load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
 
 
 def judge_batch(batch: Batch, generations: Sequence[Generation], sandbox: Sandbox) -> list[Record]:
@@ -233,5 +251,10 @@ def evaluation_cost(
     """
     return Cost(
         operations=2.0 * answered * math.ceil(mean_length),
-        memory=largest + int(settings.kv_cache_gb * 2**30),
+        memory=engine_bytes(largest, settings),
     )
+
+
+def engine_bytes(weights: int, settings: Evaluation) -> int:
+    """Of an engine's tensors: a model's weights and the key-value cache."""
+    return weights + int(settings.kv_cache_gb * 2**30)

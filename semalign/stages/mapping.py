@@ -19,6 +19,7 @@ from semalign.config.sections import Alignment
 from semalign.core.alignment import align, cosine_map, dual_map, recompose, semantic_coefficients
 from semalign.files import writing
 from semalign.models.heads import read_lm_head
+from semalign.models.memory import WIDE
 from semalign.models.reference import Model
 from semalign.models.vocabulary import Overlap
 from semalign.registry import Registry
@@ -157,14 +158,23 @@ class Map(Artifact):
         return Bases(model=self.student), Bases(model=self.teacher)
 
     def cost(self) -> Cost:
-        """One product over the shared tokens; of the long way a copy of both bases."""
+        """One product over the shared tokens; of the long way a copy of both bases.
+
+        Memory: the shared tokens' part of both bases, while the whole of one is there; for a map
+        without bases both heads and a pseudoinverse in float64.
+        """
         atoms = len(self.shared.student_ids)
         widths = self.student.width, self.teacher.width
         numbers = widths[0] * widths[1] if self.alignment.top_k is None else atoms * sum(widths)
+        if self.how.uses_bases:
+            whole = max(model.shape.head for model in (self.student, self.teacher))
+            memory = WIDE * (atoms * sum(widths) + whole)
+        else:
+            memory = 8 * atoms * (2 * widths[0] + widths[1])
         return Cost(
             operations=2.0 * atoms * widths[0] * widths[1],
             disk=4 * numbers,
-            memory=8 * (2 * atoms * sum(widths) + numbers),
+            memory=memory,
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

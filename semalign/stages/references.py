@@ -17,7 +17,7 @@ from pathlib import Path
 from semalign.config.sections import Evaluation, Sandbox
 from semalign.data.root import data_root
 from semalign.errors import UserError
-from semalign.files import content_key, read_json, write_json
+from semalign.files import content_key, write_json
 from semalign.sandbox.run import run
 from semalign.stages.scoring import chosen_protocol
 from semalign.tasks import Example, find_task, load_split, split_source
@@ -72,7 +72,7 @@ def failing(examples: Sequence[Example], profile: Profile, sandbox: Sandbox) -> 
 def check_references(settings: Evaluation, root: Path, work: Path) -> None:
     """Raise UserError naming rows that would be scored and whose own reference fails their tests.
 
-    The same rows are run once: what was found is kept in the work folder.
+    Rows that have passed are noted in the work folder by their content, and not run again.
     """
     protocol = chosen_protocol(settings)
     for task, split in itertools.product(settings.tasks, settings.splits):
@@ -81,12 +81,10 @@ def check_references(settings: Evaluation, root: Path, work: Path) -> None:
         examples = load_split(root, task, split)
         if (key := references_key(examples)) in KNOWN:
             continue
-        file = work / "references" / f"{key}.json"
-        errors: dict[str, str] | None = read_json(file)
-        if errors is None:
-            errors = failing(examples, protocol.profile(task), settings.sandbox)
-            write_json(file, errors)
-        if errors:
+        passed = work / "references" / f"{key}.json"
+        if passed.exists():
+            continue
+        if errors := failing(examples, protocol.profile(task), settings.sandbox):
             more = f", the first {_SHOWN}" if len(errors) > _SHOWN else ""
             shown = "; ".join(f"{id}: {text}" for id, text in list(errors.items())[:_SHOWN])
             raise UserError(
@@ -94,6 +92,7 @@ def check_references(settings: Evaluation, root: Path, work: Path) -> None:
                 f"{len(examples)} rows fail their own tests in the sandbox{more} ({shown}); "
                 "expected rows whose reference passes: mend them, or leave them out"
             )
+        write_json(passed, {"rows": len(examples), "source": split_source(root, task, split)})
 
 
 def main(root: str, tasks: Sequence[str]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
-from semalign.data.chat import chat_text
+from semalign.data.chat import BY_PROTOCOL, BY_ROWS, chat_text
 from semalign.data.spans import Span, Spans
 from semalign.data.tokens import prompt_ids, starts
-from semalign.errors import UserError
+from semalign.errors import UserError, one_line
 from semalign.sandbox.run import run
 from semalign.tasks import TASKS, Example, Row, Task, lm_harness
 from semalign.tasks.extraction import CODE_READERS
@@ -169,14 +169,21 @@ def _own_question(example: Example, task: Task, tokenizer: Any, profile: Profile
 def _turn(row: Row, task: Task, tokenizer: Any, profile: Profile) -> str:
     """The prompt as a user's turn, or as the turns of a chat, up to where the answer begins."""
     if messages := task.messages(row):
-        return chat_text(messages[:-1], tokenizer)
+        return chat_text(messages[:-1], tokenizer, wanted=BY_ROWS)
     prompt = render(profile.prompt, task.values(row))
     if profile.chat == "none":
         return prompt
     if profile.chat == "tulu":
         return f"<|user|>\n{prompt}\n<|assistant|>\n"
-    check_chat_template(tokenizer)
-    return chat_text([{"role": "user", "content": prompt}], tokenizer)
+    return user_turn(prompt, tokenizer)
+
+
+def user_turn(prompt: str, tokenizer: Any) -> str:
+    """The prompt as the tokenizer's chat template renders it, up to where the answer begins.
+
+    Raises UserError as `chat_text` does.
+    """
+    return chat_text([{"role": "user", "content": prompt}], tokenizer, wanted=BY_PROTOCOL)
 
 
 def _scored_request(example: Example, question: _Question, spans: Spans) -> GenerationRequest:
@@ -201,11 +208,15 @@ def _scored_request(example: Example, question: _Question, spans: Spans) -> Gene
 
 
 def check_chat_template(tokenizer: Any) -> None:
-    """Raise UserError when the tokenizer has no chat template."""
-    if not getattr(tokenizer, "chat_template", None):
+    """Render one question. Raises UserError as `user_turn` does, and for a template that leaves the
+    question out.
+    """
+    question = "What is 2 + 2?"
+    if question not in (turn := user_turn(question, tokenizer)):
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} has no chat template, which this protocol "
-            "wants; choose one without, such as protocol=paper"
+            f"the chat template of the tokenizer {tokenizer.name_or_path} leaves the question out: "
+            f"it gives {one_line(turn, limit=100)!r}; choose a protocol without, such as "
+            "protocol=paper"
         )
 
 

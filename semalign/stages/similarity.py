@@ -18,6 +18,7 @@ from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.files import read_json, write_json
 from semalign.models.decoder import Decoder, capture, find_decoder, run_base
+from semalign.models.memory import WIDE, Batch, loading, weights
 from semalign.models.reference import Model
 
 _FILE = "cka.json"
@@ -50,10 +51,22 @@ class Similarity(Artifact):
 
     def cost(self) -> Cost:
         """A forward pass of both models over all rows."""
-        weights = self.teacher.shape.weights + self.student.shape.weights
+        models = self.teacher, self.student
+        rows = min(_BATCH, len(self.teacher_rows))
+        batches = [
+            Batch(self.teacher, rows, self.teacher_rows.longest),
+            Batch(self.student, rows, self.student_rows.longest),
+        ]
+        states = [model.layers * batch.states for model, batch in zip(models, batches, strict=True)]
+        # of one batch, in float64: all layers of both, each no wider than it has rows
+        narrow = sum(8 * m.layers * _ROWS * min(_ROWS, m.width) for m in models)
+        compared = sum(WIDE * m.layers * _ROWS * m.width for m in models) + narrow
         return Cost(
-            operations=2.0 * weights * self.teacher_rows.length,
-            memory=self.teacher.bytes + self.student.bytes,
+            operations=2.0 * sum(m.shape.weights for m in models) * self.teacher_rows.length,
+            memory=max(
+                *(loading(model) for model in models),
+                weights(*models) + max(*states, compared) + max(b.forward for b in batches),
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:

@@ -18,7 +18,7 @@ from semalign.models.decoder import capture, find_decoder, logits, run_base
 from semalign.models.partial import run_from
 from semalign.stages.supervision import Supervision
 
-_CHUNK = 256  # rows whose logits are held at a time
+CHUNK = 256  # rows whose logits are held at a time
 
 
 class SupervisedStudent(nn.Module):
@@ -84,7 +84,7 @@ class SupervisedStudent(nn.Module):
         if loss.gamma > 0:
             assert data.final is not None
             teacher = torch.cat([data.final[e] for e in examples]).to(device)
-            sums["divergence"] = chunked_sum(self._divergence, final[where], teacher, chunk=_CHUNK)
+            sums["divergence"] = chunked_sum(self._divergence, final[where], teacher, chunk=CHUNK)
         return sums
 
     def _alignment(self, h: Tensor, target: Tensor, lengths: list[int]) -> Tensor:

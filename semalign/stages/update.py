@@ -32,14 +32,16 @@ from semalign.models.decoder import Decoder, find_decoder, verify_structure
 from semalign.models.fingerprints import model_fingerprint
 from semalign.models.heads import read_lm_head
 from semalign.models.loading import load_model
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.partial import drop_prefix, drop_suffix
 from semalign.models.reference import Model
+from semalign.models.shapes import BYTES
 from semalign.models.vocabulary import Overlap
 from semalign.stages.adaptation import ADAPTER, STUDENT, Adaptation
 from semalign.stages.extraction import Activations, Prefix
 from semalign.stages.mapping import Map
 from semalign.stages.measure import peak_bytes
-from semalign.stages.student import SupervisedStudent
+from semalign.stages.student import CHUNK, SupervisedStudent
 from semalign.stages.supervision import (
     Head,
     Supervision,
@@ -54,7 +56,6 @@ from semalign.stages.training import Epoch, Save, train
 HISTORY = "history.json"  # every step's losses so far, with each checkpoint
 MEASURED = "measured.json"  # what was trained, and what it took
 _CHECKPOINTS_KEPT = 2
-_ADAM = 16  # bytes a trained parameter: itself, its gradient, two moments
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +146,6 @@ class Update(Artifact):
         shape, rows, loss = self.student.shape, self.rows, self.loss
         first = min(self.adaptation.layers) if self.prefix else 0
         depth, size = shape.layers - first, shape.bytes(self.student.dtype)
-        batch = self.training.micro_batch_size * rows.longest
         work = 4.0 * depth * shape.per_layer * rows.length + 4.0 * shape.head * rows.supervised
         heads = 0
         if uses_heads(loss):
@@ -159,11 +159,45 @@ class Update(Artifact):
         return Cost(
             operations=self.training.epochs * work,
             disk=0 if self.adaptation.rank is not None else shape.weights * size,
-            memory=(depth * shape.per_layer + shape.head + heads) * size
-            + batch * shape.width * depth * 16 * size
-            + batch * shape.vocabulary * 4 * 3
-            + _ADAM * self.trained_parameters,
+            memory=self._memory(depth, heads),
         )
+
+    def _memory(self, depth: int, heads: int) -> int:
+        """Peak bytes of loading the student, of a step with its last `depth` layers, or of writing
+        what was trained; `heads` is the size of the teacher's LM head where a term looks at it.
+        """
+        student, rows, loss = self.student, self.rows, self.loss
+        shape, size = student.shape, BYTES[student.dtype]
+        examples = min(self.training.micro_batch_size, len(rows))
+        batch = Batch(student, examples, rows.longest)
+        trained, layers = self.trained_parameters, len(self.adaptation.layers)
+        inputs = batch.kept(trained=True) - batch.kept()
+        aligned = examples * max(rows.positions(self.extraction.positions), default=0)
+        terms = cross_entropy(student, rows.most_supervised(examples)) if loss.beta > 0 else 0
+        if loss.alpha > 0:
+            assert self.teacher is not None or self.map is not None
+            terms += aligned * WIDE * self._aligned_widths()
+        if heads:  # the rows of both heads over the shared tokens, and a chunk's logits
+            terms += (shape.head + heads) * size + 6 * WIDE * CHUNK * shape.vocabulary
+        # a whole layer that is trained is kept in float32, and cast where the others are narrower
+        cast = size if self.adaptation.rank is None and size < WIDE else 0
+        resident = (depth * shape.per_layer + shape.head) * size + (ADAM + cast) * trained
+        step = resident + depth * batch.kept() + layers * inputs + batch.forward + terms
+        written = WIDE * trained  # a copy for the checkpoint
+        merged = 0  # into another copy of the student, in float32
+        if self.adaptation.rank is None:
+            merged = weights(student) + ADAM * trained + loading(student, dtype="float32")
+        return max(loading(student), step, resident + written, merged)
+
+    def _aligned_widths(self) -> int:
+        """Numbers of a token that the alignment term makes: its rows, targets and gradients; of the
+        map's long way also the coefficients, sorted and chosen.
+        """
+        theirs = self.teacher or (self.map.teacher if self.map else self.student)
+        widths = 4 * self.student.width + 2 * theirs.width
+        if self.map is not None and self.map.alignment.top_k is not None:
+            widths += 4 * len(self.map.shared.student_ids)
+        return widths
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
         checkpoint = train_here(self, host)

@@ -102,10 +102,10 @@ def read_axis(name: str, given: Any, base: Config) -> Axis:
     """
     where = f"axes.{name}"
     tag = f"axis.{name}"  # in MLflow, which has its rules
-    if not re.fullmatch(r"[\w\-. :/]+", name) or posixpath.normpath(tag) != tag:
+    if not re.fullmatch(r"[\w\-. :/]{1,200}", name) or posixpath.normpath(tag) != tag:
         raise UserError(
             f"{where}: expected a name that MLflow takes: letters, digits, spaces and . : / _ -, "
-            "but no / at its end or next to another"
+            "200 at most, but no / at its end or next to another"
         )
     axis = _read(where, name, given, base)
     for option in axis.options if isinstance(axis, Choices) else ():

@@ -14,6 +14,7 @@ from semalign.artifacts.artifact import Artifact, Cost
 from semalign.config.jobs import Config
 from semalign.data.root import data_root
 from semalign.methods.method import Transfer
+from semalign.models.speed import GPU
 from semalign.plan import (
     Step,
     artifact_step,
@@ -31,8 +32,6 @@ from semalign.sweep.outcomes import Count
 from semalign.sweep.sharing import Need, SharedResult, Sharing
 from semalign.sweep.transfers import transfers as read_transfers
 from semalign.sweep.trials import Trial, references
-
-RATE = 1e14  # operations a second, to give operations in hours of a GPU: a round assumption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ class SweepPlan:
     @property
     def peak(self) -> Step:
         """The stage with the largest actor."""
-        return max(self.once.steps, key=lambda step: step.cost.memory)
+        return max(self.once.steps, key=lambda step: step.memory)
 
     def of_stage(self, stage: str) -> tuple[SharedArtifact, ...]:
         return tuple(shared for shared in self.shared if shared.artifact.stage == stage)
@@ -289,10 +288,10 @@ def sweep_rows(plan: SweepPlan) -> tuple[list[str], list[list[str]]]:
         ),
         row("operations", lambda side: f"{work}{side.operations:.2e}"),
         row(
-            f"GPU-hours at {RATE / 1e12:.0f} TFLOP/s",
-            lambda side: f"{work}{side.operations / RATE / 3600:.3g}",
+            f"GPU-hours at {GPU / 1e12:.0f} TFLOP/s",
+            lambda side: f"{work}{side.operations / GPU / 3600:.3g}",
         ),
-        [f"largest actor ({plan.peak.stage})", f"{work}{plan.peak.cost.memory / 1e9:.2f} GB", ""],
+        [f"largest actor ({plan.peak.stage})", f"{work}{plan.peak.memory / 1e9:.2f} GB", ""],
     ]
 
 
@@ -309,14 +308,14 @@ def method_rows(plan: SweepPlan, axis: str) -> tuple[list[str], list[list[str]]]
     for name, transfer in first.items():
         recipes = list(transfer.possible())
         steps = recipe_steps(transfer.config, recipes)
-        largest = max(steps, key=lambda step: step.cost.memory)
+        largest = max(steps, key=lambda step: step.memory)
         body.append(
             [
                 name,
                 f"{max(recipe.result.trained_parameters for recipe in recipes):,}",
                 f"{sum(step.cost.disk for step in steps) / 1e9:.3g} GB",
-                f"{sum(step.cost.operations for step in steps) / RATE / 3600:.3g}",
-                f"{largest.cost.memory / 1e9:.1f} GB ({largest.stage})",
+                f"{sum(step.cost.operations for step in steps) / GPU / 3600:.3g}",
+                f"{largest.memory / 1e9:.1f} GB ({largest.stage})",
             ]
         )
     return head, body

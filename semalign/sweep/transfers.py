@@ -38,6 +38,13 @@ def transfers(trials: Sequence[Trial], *, planned: bool = False) -> dict[str, Tr
         if layers not in checked:
             checked.add(layers)
             check_layers(config, inputs.teacher.layers, inputs.student.layers)
+        modules = key + content_key(
+            config.method, config.training.adapter, config.training.lora.target_modules,
+            config.seeking.modules,
+        )  # fmt: skip
+        if modules not in checked:
+            checked.add(modules)
+            method.check(config, inputs)
         found[trial.id] = Transfer(config, inputs)
     return found
 

@@ -13,7 +13,7 @@ from semalign.tasks import TASKS, Example
 from semalign.tasks.protocols import find_protocol
 from semalign.tasks.task import cut
 
-PROTOCOL = find_protocol("paper")
+PROTOCOL = find_protocol("paper-1")
 LETTER_ANSWERS = (" A", " B", " C", " D")
 LONGEST_ANSWER = 96
 """Tokens; the longest reference answer of the shipped rows has fewer."""

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import ray._private.node
+import ray._private.services
+from ray.exceptions import AuthenticationError
 
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.engine.cluster import check_sweep, held_gpus
-from semalign.errors import UserError
+from semalign.engine.cluster import check_sweep, held_gpus, not_joined
+from semalign.errors import Failed, UserError
+from tests.engine.faults import wait_for
 
 SCRIPT = """
 import os
+import signal
 import ray
 from semalign.engine.cluster import cluster_resources, connect
+before = signal.getsignal(signal.SIGTERM)
 with connect(None, num_cpus=1):
+    assert signal.getsignal(signal.SIGTERM) is before
     print(ray.get(ray.remote(lambda: 40 + 2).remote()), cluster_resources()["CPU"])
     print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
 """
@@ -98,3 +106,55 @@ def test_every_student_has_engines_of_its_own() -> None:
     both = [trial(), trial("student=zoo/teacher", "evaluation.num_engines=2")]
     assert held_gpus(both) == 2
     assert held_gpus([trial("evaluation.tensor_parallel_size=4"), trial()]) == 4
+
+
+def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Exception("The current node timed out during startup. This could happen because")
+    for address in (None, "127.0.0.1:1"):
+        error = not_joined(late, address)
+        assert isinstance(error, Failed)
+        assert "did not start in time" in str(error)
+        assert "RAY_raylet_start_wait_time_s=120 in the environment" in str(error)
+    ours = not_joined(RuntimeError("Failed to start\nthe dashboard"), None)
+    assert isinstance(ours, Failed)
+    assert str(ours) == "Ray cannot be started here (RuntimeError: Failed to start the dashboard)"
+    error = not_joined(AuthenticationError("no authentication token was found"), "127.0.0.1:1")
+    assert str(error).startswith("cluster.address=127.0.0.1:1: the token was not accepted; set RA")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    nowhere = str(not_joined(ConnectionError("Could not connect"), "auto"))
+    assert nowhere == "RAY_ADDRESS=127.0.0.1:2: no Ray cluster answers there (Could not connect)"
+    versions = RuntimeError("Version mismatch: The cluster was started with: Ray: 2.9")
+    assert str(not_joined(versions, "127.0.0.1:1")).startswith(
+        "cluster.address=127.0.0.1:1: Version mismatch: The"
+    )
+
+
+@pytest.mark.parametrize(("mode", "named"), [("token", "token was not acc"), ("disabled", "no Ra")])
+def test_a_token_that_is_not_accepted_is_named(mode: str, named: str, tmp_path: Path) -> None:
+    """Ray raises the same error as where there is no cluster. Here its head's first process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            *(ray._private.services.GCS_SERVER_EXECUTABLE, f"--gcs_server_port={port}"),
+            *(f"--log_dir={tmp_path}", "--config_list=e30=", "--metrics-agent-port=0"),
+            *("--node-ip-address=127.0.0.1", "--session-name=test"),
+        ],
+        env=os.environ | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "0" * 64},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, timeout=60)
+        error = not_joined(ConnectionError("Could not connect"), f"127.0.0.1:{port}")
+    finally:
+        server.kill()
+        server.wait()
+    assert isinstance(error, UserError) and named in str(error)
+
+
+def test_rays_words_for_a_late_start_are_its_own() -> None:
+    """They are looked for in its errors, for which it has no class."""
+    source = Path(ray._private.node.__file__).read_text()
+    assert "timed out during startup" in source

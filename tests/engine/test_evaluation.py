@@ -231,7 +231,7 @@ def test_bad_input_is_refused_before_any_engine(
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / file).write_bytes((adapters[0] / file).read_bytes())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="neither DoRA"):
+    with pytest.raises(UserError, match="vLLM does not serve use_dora=True"):
         run([Candidate(name="x", model=student.model, adapter=str(tmp_path))], data, tmp_path)
 
 

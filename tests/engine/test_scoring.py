@@ -21,11 +21,16 @@ from semalign.config.read import resolve
 from semalign.engine.scoring import run_evaluation
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
+from semalign.names import record_name
+from semalign.report.table import SHARES
 from semalign.zoo import path as zoo_path
 
 ITEMS = 12
 
 Complain = Callable[..., str]
+
+
+SUBJECTS = ("Business & Law", "C++", "C##", "what's new?", "x" * 300, "low", "a/b")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for task in ("mmlu", "gsm8k", "humaneval", "mbpp"):
         lines = (zoo_path("zoo/data") / task / "dev.jsonl").read_text().splitlines()[:ITEMS]
+        if task == "mmlu":  # as users name them
+            rows = [json.loads(line) for line in lines]
+            for row, subject in zip(rows, SUBJECTS, strict=False):
+                row["subject"] = subject
+            lines = [json.dumps(row) for row in rows]
         (root / task).mkdir()
         (root / task / "dev.jsonl").write_text("\n".join(lines) + "\n")
     return root
@@ -114,6 +124,13 @@ def test_wrong_files_and_rows(complain: Complain, data: Path, tmp_path: Path) ->
     file.write_text("\n".join(map(json.dumps, rows)))
     assert f"{file}:4: field 'answer' is missing" in complain(f"root={root}", "tasks=[mmlu]")
     assert "no such folder" in complain(f"root={tmp_path / 'nowhere'}")
+    row = json.loads((data / "humaneval" / "dev.jsonl").read_text().partition("\n")[0])
+    row["test"] = f"import numpy\n{row['test']}"
+    (root / "humaneval").mkdir()
+    (root / "humaneval" / "dev.jsonl").write_text(json.dumps(row))
+    line = complain(f"root={root}", "tasks=[humaneval]")
+    assert "the reference answers of 1 of 1 rows fail their own tests" in line
+    assert f"{row['task_id']}: ModuleNotFoundError: No module named 'numpy'" in line
 
 
 def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
@@ -124,7 +141,7 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
         [
             f"root={data}",
             "splits=[dev]",
-            f"workdir={tmp_path}",
+            f"workdir={tmp_path}/my runs, 50%?",
             f"adapter={adapter}",
             "baseline=true",
             "tasks=[mmlu,humaneval]",
@@ -139,8 +156,11 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     assert [(r.id, r.sample) for r in code[:3]] == [(code[0].id, sample) for sample in range(3)]
     assert {r.tier for r in code} == {1} or {r.tier for r in code} == {2}
     printed = capsys.readouterr().out
-    assert "protocol paper+n3t0.1p0.95k2-1" in printed
+    assert "protocol paper+n3t0.1p0.95k2-2" in printed
     assert "mmlu dev, student -> lora: +0.0 points" in printed  # a new LoRA changes nothing
+    assert SHARES in printed
+    [report] = (tmp_path / "reports").iterdir()
+    assert SHARES.capitalize() in report.read_text()
     client = MlflowClient(tracking_uri=job.tracking_uri)
     [run] = client.search_runs([client.get_experiment_by_name("semalign").experiment_id])
     score = scored.scores["student", "mmlu", "dev"]
@@ -148,8 +168,16 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     assert found["dev/mmlu/student"] == score.value
     for end in ("stderr", "low", "high"):
         assert found[f"dev/mmlu/student.{end}"] == getattr(score, end)
+    key = ("lora", "humaneval", "dev")
+    manifest = json.loads((scored.files[key].parent / "manifest.json").read_text())
+    assert scored.shares[key]["cut_prompts"] == 0
+    for name, share in scored.shares[key].items():
+        assert found[f"dev/humaneval/lora.{name}"] == manifest[name] == share
     subjects = {record.group for record in scored.records["student", "mmlu", "dev"]}
-    assert {f"dev/mmlu/student.{subject}" for subject in subjects} <= set(found)
+    names = [record_name(subject, taken=("low", "high", "stderr")) for subject in subjects]
+    assert {f"dev/mmlu/student.{name}" for name in names} <= set(found)
+    assert set(SUBJECTS) <= subjects and len(set(names)) == len(subjects)
+    assert found["dev/mmlu/student.low"] == score.low
     assert run.data.tags["protocol.hash"] == scored.protocol.hash
     table = client.download_artifacts(run.info.run_id, "predictions.json", str(tmp_path))
     assert len(json.loads(Path(table).read_text())["data"]) == 2 * ITEMS + 2 * 3 * ITEMS

@@ -111,7 +111,8 @@ def test_a_saved_adapter_loads_in_plain_transformers_and_peft(family: str, tmp_p
     save_adapter(model, tmp_path / "adapter", base)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
-    assert config["layers_to_transform"] == [0, 2]
+    assert config["layers_to_transform"] is None and len(config["target_modules"]) == 8
+    assert {path.split(".")[2] for path in config["target_modules"]} == {"0", "2"}
     attention = attention_implementation(load_config(base))  # plain transformers drops a soft cap
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, attn_implementation=attention),
@@ -135,7 +136,8 @@ def test_equal_adapters_are_saved_as_equal_bytes(checkpoint: Path, tmp_path: Pat
     ]
     names = set(load_file(tmp_path / "one" / "adapter_model.safetensors"))
     assert "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight" in names
-    assert config["target_modules"] == ["down_proj", "o_proj", "up_proj", "v_proj"]
+    paths = ["mlp.down_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.v_proj"]
+    assert config["target_modules"] == [f"model.layers.1.{path}" for path in paths]
 
 
 def test_an_adapter_trained_without_the_prefix_fits_the_whole_model(

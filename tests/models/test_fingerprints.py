@@ -251,5 +251,5 @@ def test_every_file_transformers_reads_a_vocabulary_from_is_known(tmp_path: Path
     assert len(files) > 10
     for file in files:
         (tmp_path / file).write_text("{}")
-    known = fingerprints._matching(tmp_path, fingerprints._TOKENIZER_FILES)
+    known = fingerprints._matching(tmp_path, fingerprints.TOKENIZER_FILES)
     assert {found.name for found in known} == files

@@ -63,3 +63,16 @@ def test_a_long_name_wraps_and_numbers_stay_whole() -> None:
 
 def test_markdown() -> None:
     assert table.markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+
+
+def test_what_limits_a_score_is_shown_in_percent() -> None:
+    names = ("no_answer", "cut_answers", "cut_prompts", "joined_prompts")
+    shares = {
+        ("student", "mbpp", "test"): dict(zip(names, (0.125, 1.0, 0.0, 0.0), strict=True)),
+        ("student", "gsm8k", "test"): dict(zip(names, (0.0, 0.0, 0.5, 0.25), strict=True)),
+    }
+    rows = table.share_rows(shares, ["student"], ["mbpp", "gsm8k"], "test")
+    assert rows == [["student", "12.5/100.0/0.0", "0.0/0.0/50.0"]]
+    assert table.joined_prompts(shares) == [
+        "gsm8k test, student: 25.0% of the prompts end within a token of the reference text"
+    ]

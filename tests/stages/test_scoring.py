@@ -11,20 +11,25 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from semalign import zoo
 from semalign.artifacts.records import (
     Journal,
     Record,
     item_scores,
     read_records,
+    shares,
     write_records,
 )
 from semalign.config.sections import Sandbox
 from semalign.errors import UserError
+from semalign.models.loading import load_model, load_tokenizer
 from semalign.models.reference import Model
 from semalign.stages.judged import Candidate, Records
 from semalign.stages.scoring import Generation, choice_ids, judge, requests
-from semalign.tasks import TASKS, Example
+from semalign.tasks import TASKS, Example, load_split
+from semalign.tasks.extraction import first_fence
 from semalign.tasks.protocols import find_protocol
+from semalign.zoo import scoring
 
 LETTERS = (" A", " B", " C", " D")
 
@@ -153,6 +158,45 @@ def test_every_kind_is_judged() -> None:
     assert [r.reason for r in records[:2]] == ["passed", "AssertionError: "]
     assert item_scores(records) == {"mbpp/0": 0.5, "mbpp/1": 0.5}
     assert item_scores(records, k=2) == {"mbpp/0": 1.0, "mbpp/1": 1.0}
+
+
+FENCED = "Here it is:\n\n```python\ndef f(): return 1\n```\nIt returns 1."
+ANSWERS = ("def f(): return 1", FENCED, "```\n```", "")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "right"), [("paper-1", [1, 0, 0, 0]), ("paper", [1, 1, 0, 0])]
+)
+def test_code_is_found_as_the_protocol_says(protocol: str, right: list[int]) -> None:
+    generations = [
+        Generation(texts=(text,), token_ids=((1,),), unfinished=(text == "",)) for text in ANSWERS
+    ]
+    records = judged("mbpp", MBPP, generations, protocol=find_protocol(protocol))
+    assert [record.correct for record in records] == list(map(bool, right))
+    found = [record.extracted for record in records]
+    fenced = ["def f(): return 1\n", None] if protocol == "paper" else [FENCED, "```\n```"]
+    assert found == ["def f(): return 1", *fenced, None]
+    limits = {"cut_answers": 0.25, "cut_prompts": 0.0, "joined_prompts": 0.0}
+    assert shares(records) == {"no_answer": found.count(None) / 4, **limits}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_shipped_models_are_prompted_alike_under_both_versions(task: str) -> None:
+    items = load_split(zoo.path("zoo/data"), task, "test")[:50]
+    tokens = load_tokenizer("zoo/student")
+    first, newest = (
+        requests(items, tokens, find_protocol(name), max_model_len=1024)
+        for name in ("paper-1", "paper")
+    )
+    assert first == newest and not any(request.joined for request in first)
+    assert TASKS[task].kind != "code" or all(first_fence(i.answer) == i.answer for i in items)
+
+
+def test_the_shipped_models_answer_code_without_fences() -> None:
+    model, tokens = load_model("zoo/student"), load_tokenizer("zoo/student")
+    for task in ("humaneval", "mbpp"):
+        answers = scoring.answers(model, tokens, load_split(zoo.path("zoo/data"), task, "dev")[:2])
+        assert list(map(first_fence, answers)) == answers
 
 
 def texts(*numbers: int) -> list[Record]:

@@ -86,6 +86,51 @@ def test_numbers_are_compared_as_numbers() -> None:
     assert not correct("44", row) and not correct(None, row)
 
 
+ROUND = ("5", "-5", "1,200", "$24.00", ".5", "50%", "18 dollars", "5 km/h", "5 half-days", "7.")
+UNCLEAR = (
+    "1 000",
+    "1'000",
+    "12,34",
+    "1.234.567",
+    "\N{MINUS SIGN}5",
+    "- 5",
+    "±5",
+    "1/2",
+    "½",
+    "5½",
+    "5²",
+    "2^3",
+)
+UNCLEAR += (
+    "1.5e3",
+    "3:30",
+    "5-6",
+    "~5",
+    "(5)",
+    "5k",
+    "5 million",
+    "5 and a half",
+    "\N{FULLWIDTH DIGIT FIVE}",
+    "two",
+    "",
+)
+UNCLEAR += ("5\n#### 6",)
+
+
+@pytest.mark.parametrize("reference", ROUND)
+def test_references_that_are_one_number(reference: str) -> None:
+    assert TASKS["gsm8k"].check({"question": "?", "answer": f"So.\n#### {reference}"}) is None
+
+
+@pytest.mark.parametrize("reference", UNCLEAR)
+def test_references_with_something_left_over_are_refused(reference: str, tmp_path: Path) -> None:
+    row = {"question": "?", "answer": f"So.\n#### {reference}"}
+    with pytest.raises(UserError) as error:
+        read_rows(write(tmp_path / "rows.jsonl", row), TASKS["gsm8k"])
+    assert "rows.jsonl:1: field 'answer' must end in '#### number'" in str(error.value)
+    assert repr(f"#### {reference}") in str(error.value)
+
+
 # Oracles of open-instruct's extraction, with its oddities: no sign, no thousands, all punctuation
 # gone before the comparison.
 @pytest.mark.parametrize(

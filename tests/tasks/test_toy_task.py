@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,8 @@ def test_it_can_have_a_profile_for_one_protocol(
     chat = Profile(prompt="Is {{ number }} even?", prefix="Answer:", chat="tulu", choices=ANSWERS)
     monkeypatch.setattr(Parity, "profiles", {"open-instruct": chat})
     assert find_protocol("open-instruct").profile("parity") == chat
-    assert find_protocol("paper").profile("parity") == Parity.profile
+    assert find_protocol("paper-1").profile("parity") == Parity.profile
+    assert find_protocol("paper").profile("parity") == replace(Parity.profile, strip=True)
     monkeypatch.setattr(Parity, "profile", None)
     with pytest.raises(UserError, match="protocol 'paper' has no profile for parity; it has mmlu"):
         find_protocol("paper").profile("parity")

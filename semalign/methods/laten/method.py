@@ -17,24 +17,28 @@ from semalign.core.pairing import Pair
 from semalign.data.dataset import Dataset
 from semalign.methods.controls import ALIGNMENT, EXTRACTION, without_alignment
 from semalign.methods.inputs import Inputs
+from semalign.methods.laten.neurons import CHUNK, check_size
 from semalign.methods.laten.transfer import (
     bake,
     labelled_rows,
+    located_shape,
     neuron_counts,
     planned_steps,
     translate_neurons,
 )
 from semalign.methods.method import Method, Recipe, register_method
+from semalign.models.decoder import find_decoder
 from semalign.models.injection import find_modules
 from semalign.models.loading import load_tokenizer
+from semalign.models.memory import ADAM, WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
-from semalign.models.shapes import BYTES, skeleton
+from semalign.models.shapes import skeleton
 from semalign.models.vocabulary import Overlap
 from semalign.stages.adaptation import STUDENT
 from semalign.stages.measure import peak_bytes
 from semalign.stages.update import HISTORY, described
 
-_ADAM = 16  # bytes a trained parameter: itself, its gradient, two moments
+_MODULES = ("up_proj", "down_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,8 +96,7 @@ class LatenStudent(Artifact):
         rows = steps * min(self.laten.pool, 1 + len(align))
         mean = align.length / max(1, len(align))
         longest = max(align.longest, self.attribution.longest)
-        size = BYTES[self.student.dtype]
-        weights = teacher.weights + student.weights
+        numbers = teacher.weights + student.weights
         # every neuron's column is read by the LM head, once for all rows
         neurons = sum(
             2.0
@@ -105,15 +108,31 @@ class LatenStudent(Artifact):
         )
         return Cost(
             operations=4.0 * student.weights * rows * mean
-            + 2.0 * weights * (steps + 1) * mean
+            + 2.0 * numbers * (steps + 1) * mean
             + neurons
             + self._translations(steps),
             disk=4 * student.weights,
-            memory=weights * size
-            + _ADAM * self.trained_parameters
-            + 2 * self.delta_bytes()
-            + longest * student.width * student.layers * 16 * size,
+            memory=self._memory(longest),
         )
+
+    def _memory(self, longest: int) -> int:
+        """Peak bytes: with both models a head in float32 and the logits of some neurons while they
+        are located, the hypernetwork while it is trained, or a float32 student that is written.
+        """
+        student, held = self.student, weights(self.teacher, self.student)
+        head = max(self.teacher.shape.head, student.shape.head)
+        located = 2 * WIDE * head + 4 * WIDE * CHUNK
+        rows = max(self.align.most_supervised(1), self.attribution.most_supervised(1))
+        batch = Batch(student, 1, longest)
+        trained = (
+            ADAM * self.trained_parameters
+            + 2 * self.delta_bytes()
+            + student.layers * batch.kept()
+            + batch.forward
+            + cross_entropy(student, rows)
+        )
+        baked = loading(student, dtype="float32")
+        return held + max(located, trained, baked + self.delta_bytes())
 
     def _translations(self, steps: int) -> float:
         """Operations of the hypernetwork: a step takes it twice forward and once backward, to its
@@ -144,8 +163,7 @@ class LatenStudent(Artifact):
         if not dense:
             return 4 * self.moved_vectors * self.student.width
         model = skeleton(self.student.config)
-        modules = ("up_proj", "down_proj", "v_proj", "o_proj")
-        paths = find_modules(model, modules, layers=self.laten.layers).values()
+        paths = find_modules(model, _MODULES, layers=self.laten.layers).values()
         return 4 * sum(model.get_submodule(path).weight.numel() for path in paths)  # type: ignore[operator, union-attr]
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -211,6 +229,13 @@ class LatenMethod(Method):
     def dtype(self, config: Config) -> str:
         """float32: the deltas are so small that nothing else keeps them."""
         return "float32"
+
+    def check(self, config: Config, inputs: Inputs) -> None:
+        shape = located_shape(inputs.student.config, config.laten)
+        for who, model in (("student", inputs.student), ("teacher", inputs.teacher)):
+            found = skeleton(model.config)
+            find_modules(found, _MODULES, setting="method=laten")
+            check_size(find_decoder(found), *shape, who)
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
         train, align = labelled_rows(config, inputs.train.tokens, inputs.align.tokens)

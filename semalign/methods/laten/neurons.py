@@ -29,7 +29,7 @@ from semalign.methods.laten.trace import (
 from semalign.models.decoder import Decoder, find_decoder
 
 READOUTS = ("correct", "as_coded")
-_CHUNK = 2**22  # logits of one piece: 16 MiB in float32, with temporaries at most 64 MiB
+CHUNK = 2**22  # logits of one piece: 16 MiB in float32, with temporaries at most 64 MiB
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def locate(
     """
     decoder = find_decoder(model)
     check_form(decoder, who)
-    _check_size(decoder, num_layers, counts, who)
+    check_size(decoder, num_layers, counts, who)
     traces = [trace(decoder, query) for query in queries]
     lens = LogitLens.of(decoder)
     scales = torch.stack([lens.scale(seen, readout) for seen in traces])
@@ -192,7 +192,7 @@ def neuron_scores(
     before = log_p(start, where)
     scaled_coefficients = coefficients * scales[:, None]
     pieces = []
-    for part in torch.arange(columns.shape[1]).split(max(1, _CHUNK // len(lens.head))):
+    for part in torch.arange(columns.shape[1]).split(max(1, CHUNK // len(lens.head))):
         among = slice(int(part[0]), int(part[-1]) + 1)
         column_logits = wide(columns[:, among]).to(base).T @ lens.head.T
         rows = [
@@ -206,7 +206,8 @@ def neuron_scores(
     return torch.cat(pieces, dim=1) - before[:, None]
 
 
-def _check_size(decoder: Decoder, num_layers: int, counts: dict[Kind, int], who: str) -> None:
+def check_size(decoder: Decoder, num_layers: int, counts: dict[Kind, int], who: str) -> None:
+    """Raise UserError for a model that has fewer layers or neurons; looks at shapes alone."""
     if not 1 <= num_layers <= len(decoder.layers):
         raise UserError(
             f"laten.layers: {num_layers} layers are to be located in both models, the {who} "

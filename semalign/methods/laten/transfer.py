@@ -34,7 +34,7 @@ from semalign.methods.laten.neurons import Located, locate
 from semalign.methods.laten.steps import HypernetworkStep, Item, drawn, train_hypernetwork
 from semalign.methods.laten.trace import Kind, LatenRow, in_teacher_ids, last_useful
 from semalign.models.decoder import Decoder, find_decoder
-from semalign.models.loading import copy_companions, load_model
+from semalign.models.loading import load_model, save_model
 
 STEPS: dict[str, int] = {"mmlu": 2, "gsm8k": 4, "humaneval": 3, "mbpp": 8}  # Table 4
 _OTHER_STEPS = 4  # of a task that the table does not have
@@ -56,6 +56,14 @@ def neuron_counts(share: float, intermediate_size: int, hidden_size: int) -> dic
     """Neurons a layer in both models: floor(share * the student's sizes); 1100 and 409 at 7B."""
     exact = Fraction(str(share))
     return {"ffn": int(exact * intermediate_size), "attn": int(exact * hidden_size)}
+
+
+def located_shape(student: Any, settings: Laten) -> tuple[int, dict[Kind, int]]:
+    """Layers, and neurons of a layer, that are located in both models, by the student's
+    configuration.
+    """
+    counts = neuron_counts(settings.share, student.intermediate_size, student.hidden_size)
+    return settings.layers or student.num_hidden_layers, counts
 
 
 def planned_steps(settings: Laten, task: str, rows: int) -> int:
@@ -156,8 +164,7 @@ def bake(
     model = load_model(student, dtype="float32", trust_remote_code=trust_remote_code)
     add_to_weights(find_decoder(model), deltas)
     with making(Path(out)) as partial:
-        model.save_pretrained(partial)
-        copy_companions(student, partial)
+        save_model(model, partial, student)
 
 
 def _locate_both(
@@ -172,10 +179,10 @@ def _locate_both(
     queries = [last_useful(row, decode) for row in rows]
     table = student_to_teacher.tolist()
     translated = [in_teacher_ids(query, table) for query in queries]
-    config = find_decoder(student).base.config
+    layers, counts = located_shape(find_decoder(student).base.config, settings)
     shape: dict[str, Any] = {
-        "num_layers": settings.layers or config.num_hidden_layers,
-        "counts": neuron_counts(settings.share, config.intermediate_size, config.hidden_size),
+        "num_layers": layers,
+        "counts": counts,
         "readout": settings.readout,
     }
     student_neurons = locate(student, queries, who="student", **shape)

@@ -240,12 +240,8 @@ def seek(
     as `sensitivity` does.
     """
     student = skeleton(student_config, trust_remote_code=trust_remote_code)
-    count = _layer_count(student, teacher, settings)
-    ours = find_modules(student, settings.modules, layers=count)
-    theirs = find_modules(teacher, settings.modules)
+    count, ours, theirs = check_fit(student, teacher, settings, len(shared[0]))
     shapes = {site: tuple(student.get_submodule(path).weight.shape) for site, path in ours.items()}
-    for site, path in ours.items():
-        _check_fits(path, shapes[site], teacher.get_submodule(_path(theirs, site)), shared)
     sums = sensitivity(teacher, examples, settings.modules)
     kept = top_layers(layer_sensitivities(teacher, sums), count)
     pairs, windows, blocks = {}, {}, {}
@@ -266,6 +262,22 @@ def seek(
     return Factors(pairs=pairs, layers=tuple(kept), windows=windows, blocks=blocks)
 
 
+def check_fit(
+    student: nn.Module, teacher: nn.Module, settings: Seeking, shared: int
+) -> tuple[int, dict[Site, str], dict[Site, str]]:
+    """The number of layers, and the matrices of both models; looks at shapes alone.
+
+    `shared`: how many tokens both have. **Raises** `UserError` as `seek` does for the shapes.
+    """
+    count = _layer_count(student, teacher, settings)
+    ours = find_modules(student, settings.modules, layers=count)
+    theirs = find_modules(teacher, settings.modules)
+    for site, path in ours.items():
+        shape = tuple(student.get_submodule(path).weight.shape)
+        _check_fits(path, shape, teacher.get_submodule(_path(theirs, site)), shared)
+    return count, ours, theirs
+
+
 def _layer_count(student: nn.Module, teacher: nn.Module, settings: Seeking) -> int:
     ours, theirs = (len(find_decoder(model).layers) for model in (student, teacher))
     count = settings.layers or ours
@@ -283,11 +295,11 @@ def _path(sites: dict[Site, str], site: Site) -> str:
     return sites[site]
 
 
-def _check_fits(path: str, shape: tuple[int, int], theirs: nn.Module, shared: FactorPair) -> None:
+def _check_fits(path: str, shape: tuple[int, int], theirs: nn.Module, shared: int) -> None:
     """Before the teacher is run: all its layers are of one shape."""
     n, m = theirs.weight.shape
     if path.split(".")[-1] in VOCABULARY:
-        if not len(shared[0]):
+        if not shared:
             raise UserError(f"seeking: {path} needs tokens that both vocabularies have; none is")
         n = max(n, shape[0])  # matched row by row, not by a window
     if shape[0] > n or shape[1] > m:

@@ -18,7 +18,7 @@ from semalign.data.dataset import Dataset
 from semalign.methods.controls import ALIGNMENT, EXTRACTION, without_alignment
 from semalign.methods.inputs import Inputs, labelled
 from semalign.methods.method import Method, Recipe, register_method
-from semalign.methods.seeking.factors import Factors, seek
+from semalign.methods.seeking.factors import Factors, check_fit, seek
 from semalign.models.injection import (
     VOCABULARY,
     count_trainable,
@@ -28,6 +28,7 @@ from semalign.models.injection import (
     save_injected,
     save_merged,
 )
+from semalign.models.memory import WIDE, Batch, cross_entropy, loading, weights
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES, skeleton
 from semalign.models.vocabulary import Overlap
@@ -67,8 +68,8 @@ class SensitiveFactors(Artifact):
     def cost(self) -> Cost:
         """Sensitivities of the rows, then a window and an SVD for each matrix of the student.
 
-        Memory: the teacher, a float32 sum for every weight of the modules and one gradient; or,
-        later, the float64 table of one matrix with the first two.
+        Memory: the teacher, a float32 sum for every weight of the modules, and the activations of
+        one example with a gradient; or, later, the float64 table of one matrix with the first two.
         """
         seeking, teacher = self.seeking, self.teacher.shape
         model, student = skeleton(self.teacher.config), skeleton(self.student.config)
@@ -79,12 +80,23 @@ class SensitiveFactors(Artifact):
             self.student.config, seeking.modules, seeking.rank, layers=seeking.layers
         )
         blocks = sum(n * m for n, m in sizes) if seeking.subtract == "block" else 0
-        size = BYTES[self.teacher.dtype]
+        size, longest = BYTES[self.teacher.dtype], self.rows.longest
+        batch = Batch(self.teacher, 1, longest)
+        example = (
+            teacher.layers * batch.kept(trained=True)
+            + batch.forward
+            + cross_entropy(self.teacher, self.rows.most_supervised(1))
+            + (size + WIDE) * max(*sums, teacher.head)
+        )
+        tables = 3 * 8 * max(sums)
         return Cost(
             operations=6.0 * teacher.weights * self.rows.length
             + sum(6.0 * m * n * n + 20.0 * n**3 for n, m in sizes),
             disk=4 * factors + size * blocks,
-            memory=teacher.weights * size + 4 * sum(sums) + 3 * 8 * max(sums),
+            memory=max(
+                loading(self.teacher),
+                weights(self.teacher) + WIDE * sum(sums) + max(example, tables + WIDE * factors),
+            ),
         )
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
@@ -169,6 +181,10 @@ class SeekingMethod(Method):
 
     def rank(self, config: Config) -> int | None:
         return _rank(config.seeking)
+
+    def check(self, config: Config, inputs: Inputs) -> None:
+        student, teacher = (skeleton(m.config) for m in (inputs.student, inputs.teacher))
+        check_fit(student, teacher, config.seeking, len(inputs.shared.student_ids))
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
         factors = SensitiveFactors(

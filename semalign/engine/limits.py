@@ -1,0 +1,67 @@
+"""What vLLM would refuse once it has started, in one line before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from semalign.config.sections import Evaluation
+from semalign.errors import UserError
+from semalign.methods.method import LARGEST_RANK, Transfer
+from semalign.models.loading import check_plain, load_config
+from semalign.models.reference import Model
+from semalign.stages.scoring import GenerationRequest
+
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on CPUs
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts
+
+
+def check_engine(model: Model, settings: Evaluation) -> None:
+    """Check that an engine by these settings can serve the model.
+
+    Raises UserError for a head size that vLLM does not have on CPUs, a number of heads that its
+    ranks cannot share, and quantised weights.
+    """
+    size = head_size(model.config)
+    if settings.num_gpus == 0 and size not in CPU_HEADS:
+        raise UserError(
+            f"model '{model.path}': its attention heads have size {size}, and vLLM on CPUs serves "
+            f"{', '.join(map(str, CPU_HEADS))} alone; expected evaluation.num_gpus=1 or another "
+            "model"
+        )
+    heads, parts = int(model.config.num_attention_heads), settings.tensor_parallel_size
+    if heads % parts:
+        raise UserError(
+            f"tensor_parallel_size={parts}: expected a divisor of the {heads} attention heads of "
+            f"'{model.path}'"
+        )
+    if not model.absent:
+        check_plain(model.path, load_config(model.path, trust_remote_code=model.trust_remote_code))
+
+
+def check_engines(transfers: Iterable[Transfer]) -> None:
+    """`check_engine` of both models of every transfer, each once."""
+    checked: set[tuple[str, str]] = set()
+    for transfer in transfers:
+        settings = transfer.config.evaluation
+        for model in (transfer.inputs.student, transfer.inputs.teacher):
+            key = model.path, settings.model_dump_json()
+            if key not in checked:
+                check_engine(model, settings)
+            checked.add(key)
+
+
+def head_size(config: Any) -> int:
+    """Of one attention head."""
+    given = getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // config.num_attention_heads)
+
+
+def check_context(requests: Sequence[GenerationRequest], what: str, length: int) -> None:
+    """Raise UserError where not one prompt fits into `length` tokens with its answer."""
+    if requests and all(request.truncated for request in requests):
+        raise UserError(
+            f"max_model_len: with {length} tokens of prompt and answer not one of the "
+            f"{len(requests)} prompts of {what} is whole; expected more (the model's own limit is "
+            "max_position_embeddings)"
+        )
