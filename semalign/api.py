@@ -217,7 +217,7 @@ def evaluate(
     local: bool = False,
     **settings: _Values,
 ) -> pd.DataFrame:
-    """Scores of a model, or of adapters of it, as percentages.
+    """Scores of a model, or of adapters of it, as percentages; of a corpus, perplexities.
 
     The table has a row for each of them and a column for each (split, task).
 
@@ -235,9 +235,11 @@ def evaluate(
 def _table(scores: Mapping[tuple[str, str, str], Score]) -> pd.DataFrame:
     import pandas as pd
 
+    from semalign.report.table import shown
+
     rows: dict[str, dict[tuple[str, str], float]] = {}
     for (candidate, task, split), score in scores.items():
-        rows.setdefault(candidate, {})[split, task] = 100 * score.value
+        rows.setdefault(candidate, {})[split, task] = shown(score.value)
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns, names=["split", "task"])
     return frame

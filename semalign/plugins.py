@@ -1,4 +1,4 @@
-"""Modules of users that register their own methods, strategies, objectives, maps or tasks.
+"""Files of users that register their own methods, strategies, objectives, maps or tasks.
 
 They are named by the setting `plugins`, and imported in every process of a run.
 """
@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semalign.errors import UserError
+from semalign.tasks.file import register_task_file
 
 VARIABLE = "SEMALIGN_PLUGINS"  # how the processes of a run learn of them
 
 
 def load_plugins(names: Sequence[str] | None = None) -> None:
-    """Import modules by dotted name or by the path of a Python file, each once a process.
+    """Import modules by dotted name or by the path of a Python file, each once a process, and
+    register the tasks of YAML files.
 
     Without `names`, those that the driver of this run has imported. **Raises** `UserError` for one
     that cannot be imported.
@@ -27,7 +29,14 @@ def load_plugins(names: Sequence[str] | None = None) -> None:
         names = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     for name in names:
         try:
-            _load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+            if name.endswith((".yaml", ".yml")):
+                register_task_file(Path(name))
+            elif name.endswith(".py"):
+                _load_file(Path(name))
+            else:
+                importlib.import_module(name)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"plugins: {name} cannot be imported ({error})") from error
     known = os.environ.get(VARIABLE, "").split(os.pathsep)

@@ -69,6 +69,7 @@ BASES: dict[str, tuple[str, ...]] = {
 # Further ones, for settings that have no effect in those.
 OWN: dict[str, tuple[str, ...]] = {
     "pairing.explicit": ("pairing.strategy=explicit", "pairing.explicit=[[2, 2]]"),
+    "evaluation.limit_seed": ("evaluation.limit=5",),
     "evaluation.sampling.n": ("evaluation.sampling={}",),
     "evaluation.sampling.temperature": ("evaluation.sampling={}",),
     "evaluation.sampling.top_p": ("evaluation.sampling={}",),
@@ -153,6 +154,8 @@ OTHERS: dict[str, Any] = {
     "evaluation.tasks": ["mbpp", "gsm8k"],
     "evaluation.splits": ["dev"],
     "evaluation.root": "{edited}",
+    "evaluation.limit": 5,
+    "evaluation.limit_seed": 3,
     "evaluation.protocol": "open-instruct",
     "evaluation.num_engines": 2,
     "evaluation.num_cpus": 2,

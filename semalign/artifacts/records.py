@@ -25,8 +25,10 @@ class Record:
     when its start did not fit, ``joined`` when they are no start of those of prompt and reference
     answer. ``tokens``: the generated ids, ``unfinished`` when their limit ended them; or
     ``choice_scores`` the log probability of each choice. ``extracted``: the answer in the output,
-    such as its code; None when there is none. ``reason`` and ``tier``: the sandbox's. ``seconds``:
-    of judging.
+    such as its code; None when there is none. ``score``: of metrics that
+    are not right or wrong; a log-probability is that of a byte, on average. ``metrics``: lm_eval's
+    own of the item, as JSON. ``reason`` and
+    ``tier``: the sandbox's. ``seconds``: of judging.
     """
 
     task: str
@@ -47,6 +49,8 @@ class Record:
     reason: str
     tier: int | None
     seconds: float
+    score: float | None = None
+    metrics: str | None = None
 
 
 _SCHEMA = pa.schema(
@@ -69,6 +73,8 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("tier", pa.int8()),
         ("seconds", pa.float64()),
+        ("score", pa.float64()),
+        ("metrics", pa.string()),
     ]
 )
 
@@ -155,14 +161,18 @@ def _read_part(part: Path) -> list[Record]:
 
 
 def item_scores(records: Iterable[Record], *, k: int = 1) -> dict[str, float]:
-    """Each item's score in [0, 1], by id: right or wrong, or pass@k by the unbiased estimator.
+    """Each item's score, by id: right or wrong, pass@k by the unbiased estimator, or the record's
+    own score where the metric has one.
 
     With one sample an item, accuracy and pass@1 are the same.
     """
     samples: dict[str, list[bool]] = {}
+    scores: dict[str, float] = {}
     for record in records:
         samples.setdefault(record.id, []).append(record.correct)
-    return {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}
+        if record.score is not None:
+            scores[record.id] = record.score
+    return scores or {id: pass_at_k(len(right), sum(right), k) for id, right in samples.items()}
 
 
 def shares(records: Sequence[Record]) -> dict[str, float]:

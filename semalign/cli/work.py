@@ -48,6 +48,7 @@ def runs_command(workdir: Workdir = Path("work")) -> None:
 def _summary(entry: Entry) -> tuple[str, str, str]:
     """Method, task and score of a run, as text."""
     from semalign.cli.folder import read
+    from semalign.report.table import interval
 
     if entry.kind == "sweeps":
         state = "" if entry.finished else ", unfinished"
@@ -61,8 +62,8 @@ def _summary(entry: Entry) -> tuple[str, str, str]:
     splits = found.get("scores", {})
     for split in ("test", *splits):
         if (score := splits.get(split, {}).get(task, {}).get("transferred")) is not None:
-            low, high = 100 * score["low"], 100 * score["high"]
-            return method, task, f"{split} {100 * score['value']:.1f} ({low:.0f}-{high:.0f})"
+            text = interval(score["value"], score["low"], score["high"])
+            return method, task, f"{split} {text}"
     return method, task, ""
 
 

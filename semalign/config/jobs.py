@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
     Field,
+    model_validator,
 )
 
+from semalign.config.dotted import flat, nested
 from semalign.config.sections import (
     RUNTIME,
     Alignment,
@@ -30,20 +33,37 @@ from semalign.config.sections import (
 )
 from semalign.names import sqlite_uri
 
+PLUGIN_FILES = (".py", ".yaml", ".yml")
+
+
+def is_task_file(task: Any) -> bool:
+    """Whether a task is named by its file, such as `tasks/reviews.yaml`."""
+    return isinstance(task, str) and task.endswith(PLUGIN_FILES) and ":" not in task
+
+
+def task_name(task: Any) -> Any:
+    """The name that a task goes by: of a file, its own without the suffix."""
+    return Path(task).stem if is_task_file(task) else task
+
 
 def _resolved(folder: str) -> str:
     return str(Path(folder).expanduser().resolve())
 
 
 def _plugin(name: str) -> str:
-    return _resolved(name) if name.endswith(".py") else name
+    return _resolved(name) if name.endswith(PLUGIN_FILES) else name
 
 
 PluginName = Annotated[str, AfterValidator(_plugin)]
 
 
 class Job(Settings):
-    """What every kind of job has: how models are loaded, where results go, and where it runs."""
+    """What every kind of job has: how models are loaded, where results go, and where it runs.
+
+    A task that is named by its file is a plugin, and goes by the file's name without its suffix.
+    """
+
+    task_settings: ClassVar[tuple[str, ...]] = ()  # those whose values are names of tasks
 
     dtype: Dtype = "float32"
     """Number format that models are loaded and run in."""
@@ -55,9 +75,28 @@ class Job(Settings):
     """Work folder, which holds all results; on a cluster, on storage that all nodes share."""
     plugins: Annotated[tuple[PluginName, ...], RUNTIME] = ()
     """Modules (dotted names or Python files) that register methods, pairing strategies, objectives,
-    maps or tasks; imported in every process."""
+    maps or tasks, and task files (YAML); imported in every process."""
     tracking: Annotated[Tracking, RUNTIME] = Field(default_factory=Tracking)
     cluster: Annotated[Cluster, RUNTIME] = Field(default_factory=Cluster)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _register_task_files(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        settings, files = flat(tree), []
+        for name in cls.task_settings:
+            value = settings.get(name)
+            given = list(value) if isinstance(value, list | tuple) else [value]
+            files += [task for task in given if is_task_file(task)]
+            if isinstance(value, list | tuple):
+                settings[name] = type(value)(task_name(task) for task in value)
+            elif is_task_file(value):
+                settings[name] = task_name(value)
+        if not files:
+            return tree
+        plugins = [*(settings.get("plugins") or ()), *files]
+        return nested({**settings, "plugins": tuple(dict.fromkeys(plugins))})
 
     @property
     def work(self) -> Path:
@@ -70,6 +109,8 @@ class Job(Settings):
 
 class Config(Job):
     """One transfer, wholly described."""
+
+    task_settings = ("data.task", "evaluation.tasks")
 
     method: str = "semalign"
     """How the student learns: semalign; the baselines seeking and laten; the controls sft
@@ -96,6 +137,8 @@ class Config(Job):
 class EvaluationJob(Evaluation, Job):
     """One evaluation by itself: a model, or adapters of it, and everything of `Evaluation`."""
 
+    task_settings = ("tasks",)
+
     model: Place = "zoo/student"
     """Model that is scored: a folder, a hub id, or a shipped model."""
     adapter: Place | tuple[Place, ...] | None = None
@@ -106,7 +149,8 @@ class EvaluationJob(Evaluation, Job):
     splits: tuple[str, ...] = ("test",)
     """Splits that the model is scored on."""
     root: Place = "zoo/data"
-    """Folder of the splits, or `hub` for the published data on the Hugging Face hub."""
+    """Folder of the splits, the file of one, or `hub` for the published data on the Hugging Face
+    hub."""
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -115,6 +159,8 @@ class EvaluationJob(Evaluation, Job):
 
 class AnalysisJob(Job):
     """One figure of the paper's analysis. A setting that the figure does not use is refused."""
+
+    task_settings = ("task",)
 
     figure: str = "decomposition"
     """Figure: decomposition (Figure 2), similarity (Figure 4), attribution of the layers, or a

@@ -27,6 +27,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Layer = Annotated[int, Field(ge=1)]
 
 
+ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")  # suffixes of files of rows
+
+
 class Runtime:
     """Marks a setting, or a section of them, that decides whether, where and how fast a run goes,
     and nothing of what comes out. It has no part in any identity.
@@ -51,6 +54,13 @@ def _absolute(place: str) -> str:
 Place = Annotated[str, AfterValidator(_absolute)]
 
 
+def _split(name: str) -> str:
+    return str(Path(name).expanduser().resolve()) if name.endswith(ROW_FILES) else name
+
+
+SplitName = Annotated[str, AfterValidator(_split)]
+
+
 class Settings(BaseModel):
     """Base of every section: keyword-only, frozen, no unknown keys.
 
@@ -71,13 +81,16 @@ class Data(Settings):
     """The examples: `<root>/<task>/<split>.jsonl`, in the published schemas."""
 
     root: Place = "zoo/data"
-    """Folder of the splits, or `hub` for the published data on the Hugging Face hub."""
+    """Folder of the splits, the file of one, or `hub` for the published data on the Hugging Face
+    hub."""
     task: str = "mmlu"
-    """Task that is transferred: mmlu, gsm8k, humaneval, mbpp or a registered one."""
-    train_split: str = "train"
-    """Split that the student is trained on."""
-    attribution_split: str = "extract"
-    """Split that the teacher's layers are attributed on; some dozen rows are enough."""
+    """Task that is transferred: mmlu, gsm8k, humaneval, mbpp, a task file such as reviews.yaml, or
+    a registered one."""
+    train_split: SplitName = "train"
+    """Split that the student is trained on, by its name or its file."""
+    attribution_split: SplitName = "extract"
+    """Split that the teacher's layers are attributed on, by its name or its file; some dozen rows
+    are enough."""
     train_limit: Annotated[int, Field(ge=1)] | None = None
     """Train on the first so many rows of the training split; null: all of them."""
     labelled_limit: Annotated[int, Field(ge=1)] | None = None
@@ -318,11 +331,18 @@ class Evaluation(Settings):
     """What is scored, how, and the vLLM engines that generate."""
 
     tasks: tuple[str, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
-    """Tasks that the models are scored on."""
+    """Tasks that the models are scored on: registered ones, task files such as reviews.yaml, and
+    lm_eval's as lm_eval:arc_easy."""
     splits: tuple[str, ...] = ("dev", "test")
     """Splits that the models are scored on."""
     root: Place | None = None
-    """Folder of the splits that are scored, or `hub` for the published data; null: `data.root`."""
+    """Folder of the splits that are scored, the file of one, or `hub` for the published data; null:
+    `data.root`."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Score only so many items of each split, the first ones unless `limit_seed` is given; null:
+    all of them."""
+    limit_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed that draws the items of `limit`; null: the first ones."""
     protocol: str = "paper"
     """Protocol, the named way to prompt, decode and judge: paper, paper-chat, open-instruct,
     lm-eval, or a registered one; an older version by its number, such as paper-1."""
@@ -345,6 +365,15 @@ class Evaluation(Settings):
     batch_items: Annotated[int, Field(ge=1), RUNTIME] = 200
     """Items in a request to an engine; they are kept once all of them are judged."""
     sandbox: Sandbox = Field(default_factory=Sandbox)
+
+    @property
+    def limited(self) -> str:
+        """Which items are scored, for people: `first 100 items`; empty where all are."""
+        if self.limit is None:
+            return ""
+        if self.limit_seed is None:
+            return f"first {self.limit} items"
+        return f"{self.limit} random items, seed {self.limit_seed}"
 
 
 class Tracking(Settings):

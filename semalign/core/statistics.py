@@ -21,7 +21,8 @@ _Z95 = 1.959963984540054  # the standard normal's 97.5% quantile
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over ``n`` items, as a fraction, with its standard error and 95% interval.
+    """A mean over ``n`` items, as a fraction, with its standard error and 95% interval; of a
+    corpus the mean log-probability of a byte.
 
     The standard error is that of lm_eval: the items' standard deviation (n - 1 in the denominator)
     over sqrt(n). One item has none: it is NaN then.
@@ -83,17 +84,22 @@ def wilson_interval(mean: float, n: int, z: float = _Z95) -> tuple[float, float]
 
 
 def score(per_item: Sequence[_Number]) -> Score:
-    """The mean of per-item scores in [0, 1].
+    """The mean of per-item scores.
 
-    Items scored by several samples lie between 0 and 1; their variance is at most that of a
-    proportion of the same mean, so the interval is then conservative.
+    Of scores in [0, 1] the interval is Wilson's. Items scored by several samples lie between 0 and
+    1; their variance is at most that of a proportion of the same mean, so the interval is then
+    conservative. Of others, such as log-probabilities, it is the normal one.
     """
     n = len(per_item)
     if not n:
         raise ValueError("a score needs at least one item")
     mean = math.fsum(per_item) / n
-    low, high = wilson_interval(mean, n)
-    return Score(n=n, value=mean, stderr=_standard_error(per_item, mean), low=low, high=high)
+    stderr = _standard_error(per_item, mean)
+    if all(0 <= value <= 1 for value in per_item):
+        low, high = wilson_interval(mean, n)
+    else:
+        low, high = mean - _Z95 * stderr, mean + _Z95 * stderr
+    return Score(n=n, value=mean, stderr=stderr, low=low, high=high)
 
 
 def _standard_error(values: Sequence[_Number], mean: float) -> float:

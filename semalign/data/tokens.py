@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from semalign.data.chat import training_prompts
 from semalign.errors import UserError
 from semalign.tasks.task import Example
 
@@ -117,13 +118,15 @@ def tokenise(examples: Sequence[Example], tokenizer: Any, *, max_length: int) ->
         raise UserError(f"{tokenizer.name_or_path}: tokenizer without an EOS token; set eos_token")
     if not examples:
         return []
-    prompts = prompt_ids([example.prompt for example in examples], tokenizer)
-    texts = _encode([example.prompt + example.answer for example in examples], tokenizer)
+    before, special = training_prompts(examples, tokenizer)
+    whole = [prompt + e.answer for prompt, e in zip(before, examples, strict=True)]
+    prompts = prompt_ids(before, tokenizer, special=special)
+    texts = _encode(whole, tokenizer, special)
     warn_joined(examples, prompts, texts)
     result = []
     for example, prompt, text in zip(examples, prompts, texts, strict=True):
         ids = [*text, eos]
-        prompt_length = max(1, _common_prefix(prompt, ids))
+        prompt_length = max(1, common_prefix(prompt, ids))
         if prompt_length >= min(len(ids), max_length):
             raise UserError(
                 f"data.max_length={max_length}: example {example.id} of {example.task} has a "
@@ -149,7 +152,8 @@ def warn_joined(
         )
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with together."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return index

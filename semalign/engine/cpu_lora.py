@@ -37,8 +37,12 @@ def _choose(dense: Callable[..., None], gather: Callable[..., None]) -> Callable
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        first = int(slots[0]) if len(slots) == len(inputs) == len(output) else -1
-        if first < 0 or not bool((slots == first).all()):
+        first = int(slots[0]) if len(slots) and len(inputs) == len(output) else -1
+        alike = bool((slots == first).all())
+        # Where prompts are scored there are more rows than slots; a call has one adapter, or none.
+        if alike and first < 0 and len(slots) != len(inputs):
+            return
+        if first < 0 or not alike:
             gather(inputs, weights, output, slots, *args, **kwargs)
             return
         matrix = weights[first].to(output.dtype)

@@ -12,6 +12,7 @@ from semalign.artifacts.artifact import MANIFEST, Workspace
 from semalign.artifacts.records import Record, item_scores, read_records, shares
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
+from semalign.data.root import check_splits, scored_examples
 from semalign.engine.limits import check_engine
 from semalign.errors import UserError
 from semalign.methods.method import LARGEST_RANK
@@ -20,7 +21,6 @@ from semalign.stages.judged import Candidate, Records, Served, Unit
 from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
 from semalign.stages.scoring import chosen_protocol
-from semalign.tasks import load_split
 from semalign.tasks.protocols import Protocol
 
 ScoreKey = tuple[str, str, str]  # candidate, task, split
@@ -77,7 +77,10 @@ def score_all(
     limits = {key: shares(rows) for key, rows in found.items()}
     for key, records in wanted.items():
         if not (places[key] / MANIFEST).exists():
-            workspace.finish(records, places[key], limits[key], time.monotonic() - begin)
+            items = {"scored": settings.limited or "all items"}
+            workspace.finish(
+                records, places[key], {**limits[key], **items}, time.monotonic() - begin
+            )
     return Scored(
         protocol=protocol,
         records=found,
@@ -97,8 +100,9 @@ def wanted_records(
 ) -> dict[ScoreKey, Records]:
     """The records of every candidate, task and split, made or not."""
     protocol = chosen_protocol(settings)
+    check_splits((root, task, split) for task in settings.tasks for split in settings.splits)
     data = {
-        (task, split): load_split(root, task, split)
+        (task, split): scored_examples(settings, root, task, split)
         for task in settings.tasks
         for split in settings.splits
     }

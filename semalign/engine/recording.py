@@ -14,6 +14,7 @@ import pandas as pd
 from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.local import Timer
 from semalign.config.jobs import Config, EvaluationJob
+from semalign.config.sections import Evaluation
 from semalign.core.attribution import critical_layers
 from semalign.data.root import data_root
 from semalign.engine.evaluation import Scored
@@ -22,7 +23,7 @@ from semalign.files import write_json, write_text
 from semalign.methods.method import Recipe, Transfer, used_settings
 from semalign.names import record_name
 from semalign.report import figures, table
-from semalign.report.compare import by_group, line, paired
+from semalign.report.compare import by_group, line, own_metrics, paired
 from semalign.stages.attribution import LayerScores
 from semalign.stages.update import HISTORY
 from semalign.tasks import split_source
@@ -94,6 +95,8 @@ def write_scores(folder: Path, config: Config, scored: Scored) -> None:
         "teacher": config.teacher,
         "student": config.student,
     }
+    if config.evaluation.limited:
+        described["scored"] = config.evaluation.limited
     write_json(folder / "scores.json", {**described, "scores": scores, "records": records})
 
 
@@ -111,7 +114,7 @@ def finish(run: Run, transfer: Transfer, recipe: Recipe, scored: Scored, timer: 
     folder = workspace.place(recipe.result)
     _draw(transfer, recipe, workspace)
     run.artifact(str(folder / "figures"), "figures")
-    record_scores(run, scored)
+    record_scores(run, scored, transfer.config.evaluation)
     run.metrics({f"seconds/{name}": [value] for name, value in timer.seconds.items()})
     run.tags({"vocabulary.overlap": f"{transfer.inputs.shared.fraction:.4f}"})
     record_result(run, transfer.config, folder)
@@ -140,7 +143,7 @@ def record_result(run: Run, config: Config, folder: Path) -> None:
 
 def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
     """The same of an evaluation by itself."""
-    record_scores(run, scored)
+    record_scores(run, scored, job)
     report = job.work / "reports" / f"evaluation-{run.run_id}.md"
     write_text(report, _evaluation_markdown(job, scored))
     run.artifact(str(report))
@@ -148,7 +151,7 @@ def finish_evaluation(run: Run, job: EvaluationJob, scored: Scored) -> None:
     run.end("FINISHED")
 
 
-def record_scores(run: Run, scored: Scored) -> None:
+def record_scores(run: Run, scored: Scored, settings: Evaluation) -> None:
     """Every score with its error and interval, those of groups, and how they were made.
 
     No metric's name is the folder of another's: a file store could not hold both. Names of groups,
@@ -163,6 +166,8 @@ def record_scores(run: Run, scored: Scored) -> None:
         shares = scored.shares[candidate, task, split]
         for share, value in shares.items():
             metrics[f"{name}.{share}"] = [value]
+        for own, value in own_metrics(task, scored.records[candidate, task, split]).items():
+            metrics[f"{name}.{own}"] = [value]
         for group, part in by_group(scored.records[candidate, task, split]).items():
             metrics[f"{name}.{record_name(group, taken=(*_ENDS, *shares))}"] = [part.value]
     run.metrics(metrics)
@@ -172,6 +177,7 @@ def record_scores(run: Run, scored: Scored) -> None:
             "protocol": f"{protocol.name}-{protocol.version}",
             "protocol.hash": protocol.hash,
             "sandbox.tier": sandbox_tier(scored),
+            "scored": settings.limited or "all items",
         }
     )
 
@@ -198,7 +204,7 @@ def show(config: Config, scored: Scored, folder: Path, run: Run) -> None:
     """The table of each split, where the files are, and how to open MLflow."""
     console = table.new_console()
     for split in config.evaluation.splits:
-        title = f"{config.teacher} -> {config.student}, {split} split"
+        title = f"{config.teacher} -> {config.student}, {_split_text(config.evaluation, split)}"
         console.print(table.terminal(title, *_table(config, scored, split)))
         console.print(table.terminal(table.SHARES, *_shares(scored, split)))
     for text in table.joined_prompts(scored.shares):
@@ -219,7 +225,8 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
     """The table of each split, the comparisons, and how to open MLflow."""
     console = table.new_console()
     for split in job.splits:
-        title = f"{job.model}, {split} split, protocol {table.protocol(scored.protocol)}"
+        which = _split_text(job, split)
+        title = f"{job.model}, {which}, protocol {table.protocol(scored.protocol)}"
         console.print(table.terminal(title, *_evaluation_table(job, scored, split)))
         console.print(table.terminal(table.SHARES, *_shares(scored, split)))
     for text in [*table.joined_prompts(scored.shares), *_comparisons(job, scored)]:
@@ -231,6 +238,11 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
         f"sandbox tier {sandbox_tier(scored)}"
     )
     console.print(to_open(job, run))
+
+
+def _split_text(settings: Evaluation, split: str) -> str:
+    """`test split`, or `test split, first 100 items`."""
+    return f"{split} split" + (f", {settings.limited}" if settings.limited else "")
 
 
 def sandbox_tier(scored: Scored) -> str:
@@ -277,6 +289,16 @@ def _evaluation_table(
     )
 
 
+def _own_metrics(scored: Scored) -> list[str]:
+    """One line for each score of a task of lm_eval: all its metrics."""
+    lines = []
+    for (candidate, task, split), records in scored.records.items():
+        if found := own_metrics(task, records):
+            values = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+            lines.append(f"{task} {split}, {candidate}: {values}")
+    return lines
+
+
 def _comparisons(job: EvaluationJob, scored: Scored) -> list[str]:
     """One line a task and split: the first candidate against each of the others."""
     first, *others = dict.fromkeys(candidate for candidate, _, _ in scored.scores)
@@ -300,9 +322,15 @@ def _comparisons(job: EvaluationJob, scored: Scored) -> list[str]:
 def _evaluation_markdown(job: EvaluationJob, scored: Scored) -> str:
     title = f"# {job.model}, protocol {table.protocol(scored.protocol)}"
     tables = [table.markdown(*_evaluation_table(job, scored, split)) for split in job.splits]
-    compared = "\n".join(f"- {text}" for text in _comparisons(job, scored))
+    lines = (*_own_metrics(scored), *_comparisons(job, scored))
+    compared = "\n".join(f"- {text}" for text in lines)
+    note = "Percent (95% interval)." + _limit_note(job)
     limits = _limits(scored, job.splits)
-    return "\n\n".join([title, "Percent (95% interval).", *tables, *limits, compared])
+    return "\n\n".join([title, note, *tables, *limits, compared])
+
+
+def _limit_note(settings: Evaluation) -> str:
+    return f" Scored are the {settings.limited} of each split." if settings.limited else ""
 
 
 def _limits(scored: Scored, splits: Sequence[str]) -> list[str]:
@@ -316,7 +344,7 @@ def _markdown(config: Config, scored: Scored) -> str:
     title = f"# {config.teacher} -> {config.student}, trained on {config.data.task}"
     note = (
         f"Protocol {table.protocol(scored.protocol)}. Percent (95% interval); mean gap: points "
-        "below the teacher; * the task trained on."
+        "below the teacher; * the task trained on." + _limit_note(config.evaluation)
     )
     splits = config.evaluation.splits
     tables = [table.markdown(*_table(config, scored, split)) for split in splits]

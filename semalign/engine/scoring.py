@@ -16,6 +16,7 @@ from semalign.engine import recording
 from semalign.engine.evaluation import Scored, check, score_all, wanted_records
 from semalign.engine.limits import check_context
 from semalign.engine.tracking import recorded
+from semalign.errors import UserError
 from semalign.files import bytes_text, check_writable, content_key, naming_full_disk
 from semalign.methods.method import Transfer
 from semalign.models.reference import Model
@@ -136,6 +137,7 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
         cut = sum(request.truncated for request in requested)
         print(
             f"{name}, {task} {split}: {len(requested)} items x {protocol.profile(task).n} samples"
+            + (f", {job.limited}" if job.limited else "")
             + (f", {cut} prompts cut" if cut else "")
             + (", cached" if step.cached else f", ~ {duration_text(step.seconds(rate))}")
         )
@@ -152,6 +154,8 @@ def show_evaluation_plan(job: EvaluationJob) -> None:
 def checked_candidates(job: EvaluationJob) -> list[Candidate]:
     """The models to score, once everything is known to be there."""
     load_plugins(job.plugins)
+    if job.limit is None and job.limit_seed is not None:
+        raise UserError(f"limit_seed={job.limit_seed}: has no effect with limit=null; leave it out")
     candidates = _candidates(job, planned=True)
     root = data_root(str(job.root))
     wanted_records(candidates, job, root)

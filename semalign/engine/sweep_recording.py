@@ -22,7 +22,7 @@ def finish_trial(run: Run, trial: Trial, folder: Path, scored: Scored, timer: Ti
     """Scores, times, the adapter and the point of the sweep; then the trial's run is finished."""
     run.tags({f"axis.{name}": value_text(value) for name, value in trial.axes.items()})
     recording.record_result(run, trial.config, folder)
-    recording.record_scores(run, scored)
+    recording.record_scores(run, scored, trial.config.evaluation)
     run.metrics({f"seconds/{name}": [value] for name, value in timer.seconds.items()})
     run.end("FINISHED")
 
@@ -66,7 +66,8 @@ def show_sweep(summary: Summary, folder: Path, config: Config, run: Run) -> None
     for title, rows in _tables(summary).items():
         console.print(table.terminal(title, *rows))
     compared = summary.sweep.compare is not None
-    console.print(comparison.COMPARISON_NOTE if compared else report.SWEEP_NOTE)
+    note = comparison.COMPARISON_NOTE if compared else report.SWEEP_NOTE
+    console.print(note + report.limit_note(summary))
     console.print(f"report, figures, best configuration: {folder}")
     console.print(to_open(config, run))
 

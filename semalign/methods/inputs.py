@@ -12,7 +12,7 @@ from semalign.config.sections import Alignment
 from semalign.core.pairing import STRATEGIES
 from semalign.data.dataset import Dataset
 from semalign.data.labels import mislabel
-from semalign.data.root import data_root
+from semalign.data.root import check_splits, data_root
 from semalign.data.spans import Side, in_both
 from semalign.errors import UserError
 from semalign.models import published
@@ -23,7 +23,7 @@ from semalign.models.support import check_supported
 from semalign.models.vocabulary import Overlap, read_vocabulary, shared_tokens
 from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
-from semalign.tasks import TASKS, load_split
+from semalign.tasks import TASKS, Example, load_split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,8 +76,18 @@ def load_inputs(
     root, data = data_root(config.data.root), config.data
     TASKS.find(data.task, "data.task")
     splits = {}
-    names = dict.fromkeys([data.train_split, data.attribution_split, align_split])
-    for split in (name for name in names if name is not None):
+    names = dict.fromkeys([data.train_split, data.attribution_split, *filter(None, [align_split])])
+    pairs = itertools.product(config.evaluation.tasks, config.evaluation.splits)
+    reported = data_root(config.evaluation.root or data.root)
+    for task in config.evaluation.tasks:
+        TASKS.find(task, "evaluation.tasks")
+    check_splits(
+        [
+            *((root, data.task, split) for split in names),
+            *((reported, task, split) for task, split in pairs),
+        ]
+    )
+    for split in names:
         examples = load_split(root, data.task, split)
         if split == data.train_split:
             examples = mislabel(examples[: data.train_limit], data)
@@ -91,10 +101,9 @@ def load_inputs(
         splits[split] = Dataset(both.student), Dataset(both.teacher)
         for note in both.notes(f"{data.task}/{split}"):
             print(f"[data] {note}")
-    scored = data_root(config.evaluation.root or data.root)
-    check_questions((teacher, student), config.evaluation, scored)
+    check_questions((teacher, student), config.evaluation, reported)
     _check_held_out(config, trained or (data.train_split,))
-    check_references(config.evaluation, scored, config.work)
+    check_references(config.evaluation, reported, config.work)
     if not planned:  # last, for all weights are read to hash them
         for model in (teacher, student):
             find_lm_head(model.path, trust_remote_code=config.trust_remote_code)
@@ -124,7 +133,7 @@ def _check_held_out(config: Config, trained: Sequence[str]) -> None:
     for split in trained:
         limit = data.train_limit if split == data.train_split else None
         rows = load_split(roots[0], data.task, split)[:limit]
-        prompts |= dict.fromkeys((row.prompt for row in rows), split)
+        prompts |= dict.fromkeys(map(_question, rows), split)
     for task, split in itertools.product(evaluation.tasks, evaluation.splits):
         examples = load_split(roots[1], task, split)
         if task != data.task:
@@ -134,7 +143,7 @@ def _check_held_out(config: Config, trained: Sequence[str]) -> None:
                 f"evaluation.splits: {split} of {task} is trained on; expected held-out splits, "
                 "such as dev and test"
             )
-        shared = [prompts[row.prompt] for row in examples if row.prompt in prompts]
+        shared = [prompts[_question(row)] for row in examples if _question(row) in prompts]
         if shared and split not in data.shared_with:
             raise UserError(
                 f"data.train_split={data.train_split}: {len(shared)} of {len(examples)} rows of "
@@ -143,6 +152,11 @@ def _check_held_out(config: Config, trained: Sequence[str]) -> None:
             )
         if shared:
             print(f"[data] {len(shared)} of {len(examples)} rows of {task}/{split} are trained on")
+
+
+def _question(example: Example) -> str:
+    """What tells an example from others: its prompt, or the text of a corpus."""
+    return example.prompt or example.answer
 
 
 def _models(config: Config, *, planned: bool) -> tuple[Model, Model]:

@@ -163,12 +163,33 @@ def filled(config: Config) -> Config:
     """As `effective`, where settings without effect are not refused."""
     found = method_of(config).effective(config)
     training, task = found.training, TASKS.find(found.data.task, "data.task")
+    if not task.labelled:
+        found = _without_labels(config, found)
     values = {
         "epochs": training.epochs or task.epochs,
         "lr": training.lr or task.lr,
         "lora": training.lora.model_copy(update={"alpha": training.lora.scaling_alpha}),
     }
     return found.model_copy(update={"training": training.model_copy(update=values)})
+
+
+def _without_labels(config: Config, found: Config) -> Config:
+    """The configuration of a corpus: no cross-entropy, whatever the default of its weight.
+
+    Raises UserError for settings of labels, and where nothing is left to learn from.
+    """
+    corpus = f"data.task={found.data.task}: a corpus has no labels"
+    if config.loss.beta > 0 and "beta" in config.loss.model_fields_set:
+        raise UserError(f"{corpus}; expected loss.beta=0, found {config.loss.beta:g}")
+    for name in ("labelled_limit", "label_noise"):
+        if getattr(config.data, name):
+            raise UserError(f"data.{name}: {corpus.partition(': ')[2]}; leave it out")
+    if found.loss.alpha == found.loss.gamma == 0:
+        raise UserError(
+            f"{corpus}, and method={found.method} learns from nothing else; expected loss.alpha or "
+            "loss.gamma above 0, with a method that has one"
+        )
+    return found.model_copy(update={"loss": found.loss.model_copy(update={"beta": 0.0})})
 
 
 def _refuse_unused(config: Config, found: Config) -> None:
@@ -200,6 +221,8 @@ def unused_settings(config: Config) -> dict[str, str]:
     for prefix, decider in method_of(config).unused(config).items():
         for name in _leaves(prefix):
             found.setdefault(name, decider)
+    if config.evaluation.limit is None:
+        found["evaluation.limit_seed"] = "evaluation.limit=null"
     return found
 
 

@@ -47,6 +47,12 @@ def by_group(records: Iterable[Record], *, k: int = 1) -> dict[str, Score]:
     }
 
 
+def own_metrics(task: str, records: Iterable[Record]) -> dict[str, float]:
+    """The metrics that a task of lm_eval computes by itself, over all items; of others none."""
+    found = [record.metrics for record in records if record.metrics is not None]
+    return find_task(task).totals(found) if found else {}
+
+
 def line(first: str, second: str, comparison: Comparison) -> str:
     """`student -> transferred: +1.3 points (95% -0.4 to 3.0), McNemar p = 0.12, n = 400`."""
     low, high = 100 * comparison.low, 100 * comparison.high

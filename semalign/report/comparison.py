@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from semalign.report import table
-from semalign.report.sweep import Rows, difference, failures_table, spread
+from semalign.report.sweep import Rows, difference, failures_table, limit_note, spread
 from semalign.sweep.file import Compare
 from semalign.sweep.summary import MetricKey, Result, Summary, SweptSetting, versus
 from semalign.sweep.trials import value_text
@@ -173,7 +173,8 @@ def _mean(results: Sequence[Result], name: str) -> float:
 def comparison_markdown(summary: Summary) -> str:
     """All tables as Markdown, with their headings and the note on their numbers."""
     tables = Tables(summary)
-    parts = [f"# Sweep {summary.sweep.name}", summary.sweep.description, COMPARISON_NOTE]
+    note = COMPARISON_NOTE + limit_note(summary)
+    parts = [f"# Sweep {summary.sweep.name}", summary.sweep.description, note]
     parts += [f"## On {tables.split}", table.markdown(*tables.scores())]
     parts += ["## Against the control", table.markdown(*tables.differences())]
     parts += ["## Costs", table.markdown(*tables.costs())]

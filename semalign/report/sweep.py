@@ -44,7 +44,7 @@ def settings_table(summary: Summary) -> Rows:
         reverse=summary.sweep.select.mode == "max",
     )
     body = [
-        [name, f"{100 * scores[metric, split].value:.1f}", "", "", ""]
+        [name, table.number(scores[metric, split].value), "", "", ""]
         for name, scores in summary.references.items()
     ]
     return head, body + [_setting_row(summary, setting) for setting in ordered]
@@ -77,11 +77,17 @@ def difference(found: Comparison | None) -> tuple[str, str]:
 
 
 def spread(scores: Sequence[float]) -> str:
-    """`64.7 ± 1.6`: mean and standard deviation of fractions, in percent."""
+    """`64.7 ± 1.6`: mean and standard deviation of fractions, in percent; of log-probabilities, as
+    perplexities.
+    """
     if not scores:
         return "-"
-    mean = f"{100 * statistics.fmean(scores):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else mean
+    mean = table.number(statistics.fmean(scores))
+    if len(scores) == 1:
+        return mean
+    if min(scores) < 0:
+        return f"{mean} ± {statistics.stdev(math.exp(-score) for score in scores):.2f}"
+    return f"{mean} ± {100 * statistics.stdev(scores):.1f}"
 
 
 def chosen_table(summary: Summary) -> Rows:
@@ -93,7 +99,7 @@ def chosen_table(summary: Summary) -> Rows:
     tasks = [task for task, where in keys if where == split]
     head = [split, *tasks, f"to base (95%), {metric}", "p"]
     body = [
-        [name, *(f"{100 * scores[task, split].value:.1f}" for task in tasks), "", ""]
+        [name, *(table.number(scores[task, split].value) for task in tasks), "", ""]
         for name, scores in summary.references.items()
     ]
     for setting in shown:
@@ -116,7 +122,7 @@ def sweep_markdown(summary: Summary) -> str:
     """All tables as Markdown, with their headings and the note on their numbers."""
     sweep, chosen = summary.sweep, summary.chosen
     select, split = sweep.select, sweep.report.split
-    parts = [f"# Sweep {sweep.name}", sweep.description, SWEEP_NOTE]
+    parts = [f"# Sweep {sweep.name}", sweep.description, SWEEP_NOTE + limit_note(summary)]
     parts += [
         f"## Chosen on {select.metric} {select.split}",
         table.markdown(*settings_table(summary)),
@@ -131,6 +137,12 @@ def sweep_markdown(summary: Summary) -> str:
     if (failures := failures_table(summary))[1]:
         parts += ["## Failed", table.markdown(*failures)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def limit_note(summary: Summary) -> str:
+    """Which items of each split are scored, where those are not all."""
+    limited = summary.settings[0].trial.config.evaluation.limited
+    return f" Scored are the {limited} of each split." if limited else ""
 
 
 def csv_text(summary: Summary) -> str:

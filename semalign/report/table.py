@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,14 +40,35 @@ def score_rows(
         gaps = [
             100 * (scores[teacher, task, split].value - score.value)
             for task, score in zip(tasks, found, strict=True)
+            if score.value >= 0  # a perplexity has no points
         ]
-        result.append([candidate, *map(cell, found), f"{sum(gaps) / len(gaps):+.2f}"])
+        gap = f"{sum(gaps) / len(gaps):+.2f}" if gaps else ""
+        result.append([candidate, *map(cell, found), gap])
     return result
 
 
 def cell(score: Score) -> str:
-    """`72.5 (68-77)`: percent, and the ends of the 95% interval."""
-    return f"{100 * score.value:.1f} ({100 * score.low:.0f}-{100 * score.high:.0f})"
+    """`72.5 (68-77)`: percent, and the ends of the 95% interval; of a corpus, whose scores are
+    log-probabilities, the perplexity: `2.14 (2.02-2.27)`.
+    """
+    return interval(score.value, score.low, score.high)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A score and the ends of its interval, as `cell` shows them."""
+    if value < 0:
+        return f"{number(value)} ({number(high)}-{number(low)})"
+    return f"{number(value)} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def number(value: float) -> str:
+    """A score in percent; a log-probability, which is negative, as the perplexity of a byte."""
+    return f"{shown(value):.2f}" if value < 0 else f"{shown(value):.1f}"
+
+
+def shown(value: float) -> float:
+    """The number that `number` writes."""
+    return math.exp(-value) if value < 0 else 100 * value
 
 
 def header(

@@ -18,7 +18,7 @@ from semalign.artifacts.host import Host
 from semalign.artifacts.records import Journal, Record
 from semalign.config.jobs import Config
 from semalign.config.sections import Evaluation, Sandbox
-from semalign.data.root import data_root
+from semalign.data.root import data_root, scored_examples
 from semalign.files import content_key
 from semalign.models.loading import load_tokenizer
 from semalign.models.peft_folder import adapter_fingerprint
@@ -30,7 +30,7 @@ from semalign.stages.scoring import (
     judge,
     requests,
 )
-from semalign.tasks import Example, find_task, load_split
+from semalign.tasks import Example, find_task
 from semalign.tasks.protocols import Protocol
 
 logger = logging.getLogger(__name__)
@@ -223,11 +223,13 @@ def evaluated_content(config: Config) -> list[Any]:
     """What the evaluation settings of a transfer only name: rows and protocol, hashed."""
     settings, root = config.evaluation, data_root(config.evaluation.root or config.data.root)
     rows = [
-        [task, split, examples_key(load_split(root, task, split))]
+        [task, split, examples_key(scored_examples(settings, root, task, split))]
         for task in settings.tasks
         for split in settings.splits
     ]
-    return [chosen_protocol(settings).hash, rows]
+    protocol = chosen_protocol(settings)
+    own = [protocol.label(task) for task in settings.tasks if task not in protocol.profiles]
+    return [protocol.hash, rows, *([own] if own else [])]
 
 
 def evaluated_items(settings: Evaluation, root: Path) -> int:
@@ -235,7 +237,7 @@ def evaluated_items(settings: Evaluation, root: Path) -> int:
     protocol = chosen_protocol(settings)
     profiles = {task: protocol.profile(task) for task in settings.tasks}
     return sum(
-        len(load_split(root, task, split)) * (1 if profile.choices else profile.n)
+        len(scored_examples(settings, root, task, split)) * (1 if profile.choices else profile.n)
         for task, profile in profiles.items()
         for split in settings.splits
     )

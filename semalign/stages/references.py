@@ -50,7 +50,9 @@ KNOWN = frozenset(
 
 def references_key(examples: Sequence[Example]) -> str:
     """A hash of what decides whether the references of one task's rows pass."""
-    return content_key("references", examples[0].task, [example.row for example in examples])
+    task = examples[0].task
+    own = [definition] if (definition := find_task(task).definition) else []
+    return content_key("references", task, [example.row for example in examples], *own)
 
 
 def failing(examples: Sequence[Example], profile: Profile, sandbox: Sandbox) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -12,22 +11,24 @@ from typing import Any
 
 from semalign.artifacts.records import Record
 from semalign.config.sections import Evaluation, Sandbox
+from semalign.data.chat import BY_PROTOCOL, BY_ROWS, chat_text
+from semalign.data.likelihood import Span, Spans
 from semalign.data.tokens import prompt_ids, starts
 from semalign.errors import UserError, one_line
 from semalign.sandbox.run import run
-from semalign.tasks import TASKS, Example, lm_harness
+from semalign.tasks import TASKS, Example, Row, Task, lm_harness
 from semalign.tasks.extraction import CODE_READERS, has_code
 from semalign.tasks.protocols import Profile, Protocol, find_protocol
 from semalign.tasks.task import cut, render
-
-_DAY = datetime.date(2024, 7, 26)  # that of Llama's own templates where there is no clock
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """A request to an engine for one item; greedy unless ``temperature`` is above 0.
 
-    With ``choice_ids`` only the next-token scores of those ids are wanted, and no text. ``seed``
+    With ``choice_ids`` only the next-token scores of those ids are wanted, and no text; with
+    ``spans`` only the log-probability of each, which is a text's ids and where the scored ones
+    begin, counted from 0. ``seed``
     makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
     ``joined``: the prompt's ids are no start of those of prompt and reference answer.
     """
@@ -37,6 +38,7 @@ class GenerationRequest:
     max_tokens: int
     stop: tuple[str, ...] = ()
     choice_ids: tuple[int, ...] | None = None
+    spans: tuple[Span, ...] = ()
     n: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
@@ -47,15 +49,17 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What an engine answered: ``n`` texts with their token ids, or one score a choice id.
+    """What an engine answered: ``n`` texts with their token ids, or one score a choice id or span.
 
-    ``unfinished``: of each text, whether the limit of tokens ended it.
+    ``unfinished``: of each text, whether the limit of tokens ended it; ``greedy``: of each span,
+    whether greedy decoding would have given it.
     """
 
     texts: tuple[str, ...] = ()
     token_ids: tuple[tuple[int, ...], ...] = ()
     unfinished: tuple[bool, ...] = ()
     choice_scores: tuple[float, ...] | None = None
+    greedy: tuple[bool, ...] = ()
 
 
 def chosen_protocol(settings: Evaluation) -> Protocol:
@@ -79,6 +83,7 @@ class _Question:
     choices: tuple[str, ...]
     stop: tuple[str, ...]
     max_tokens: int
+    scored: tuple[tuple[str, str], ...] = ()  # (context, text) whose log-probability is wanted
 
 
 def requests(
@@ -99,6 +104,12 @@ def requests(
     profile = protocol.profile(examples[0].task)
     questions = _questions(examples, tokenizer, profile)
     special = profile.chat != "template"
+    if questions[0].scored:
+        spans = Spans(tokenizer, special, max_model_len - 1)
+        return [
+            _scored_request(example, question, spans)
+            for example, question in zip(examples, questions, strict=True)
+        ]
     texts = [question.text for question in questions]
     strip = profile.strip and (profile.chat == "none" or bool(profile.prefix))  # else a template's
     ids = prompt_ids(texts, tokenizer, strip=strip, special=special)
@@ -129,29 +140,37 @@ def requests(
 
 
 def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) -> list[_Question]:
+    task = TASKS[examples[0].task]
+    end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
     if profile.library:
-        library = lm_harness.library_requests(
-            examples[0].task, [example.row for example in examples]
-        )
-        end = (tokenizer.eos_token,) if tokenizer.eos_token else ()  # lm_eval stops at its text too
+        library = lm_harness.library_requests(task.name, [example.row for example in examples])
         return [
             _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
             for item in library
         ]
+    asked = [task.request(example.row) for example in examples]
     return [
-        _Question(
-            _turn(render(profile.prompt, example.row), tokenizer, profile)
-            + render(profile.prefix, example.row),
-            profile.choices,
-            profile.stop,
-            profile.max_tokens,
+        _own_question(example, task, tokenizer, profile)
+        if request is None
+        else _Question(
+            request.prompt, (), (*request.stop, *end), request.max_tokens, request.scored
         )
-        for example in examples
+        for example, request in zip(examples, asked, strict=True)
     ]
 
 
-def _turn(prompt: str, tokenizer: Any, profile: Profile) -> str:
-    """The prompt as a user's turn, up to where the answer begins."""
+def _own_question(example: Example, task: Task, tokenizer: Any, profile: Profile) -> _Question:
+    text = _turn(example.row, task, tokenizer, profile)
+    text += render(profile.prefix, task.values(example.row))
+    scored = tuple((text, choice) for choice in task.continuations(example.row))
+    return _Question(text, profile.choices, profile.stop, profile.max_tokens, scored)
+
+
+def _turn(row: Row, task: Task, tokenizer: Any, profile: Profile) -> str:
+    """The prompt as a user's turn, or as the turns of a chat, up to where the answer begins."""
+    if messages := task.messages(row):
+        return chat_text(messages[:-1], tokenizer, wanted=BY_ROWS)
+    prompt = render(profile.prompt, task.values(row))
     if profile.chat == "none":
         return prompt
     if profile.chat == "tulu":
@@ -162,29 +181,30 @@ def _turn(prompt: str, tokenizer: Any, profile: Profile) -> str:
 def user_turn(prompt: str, tokenizer: Any) -> str:
     """The prompt as the tokenizer's chat template renders it, up to where the answer begins.
 
-    A template that writes the date writes the same one in every run, as records of an earlier day
-    are found again. Raises UserError for a tokenizer without a template, and for a template that
-    cannot be rendered.
+    Raises UserError as `chat_text` does.
     """
-    name = getattr(tokenizer, "name_or_path", "")
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"the tokenizer {name} has no chat template, which this protocol wants; choose one "
-            "without, such as protocol=paper"
+    return chat_text([{"role": "user", "content": prompt}], tokenizer, wanted=BY_PROTOCOL)
+
+
+def _scored_request(example: Example, question: _Question, spans: Spans) -> GenerationRequest:
+    """The log-probability of each continuation: next-token scores where each is a token of its own
+    after the same ids.
+    """
+    found = [spans.of(context, text) for context, text in question.scored]
+    cut = any(part.truncated for part in found)
+    pieces = tuple(piece for part in found for piece in part.pieces)
+    (ids, start), *_ = pieces
+    ends = {piece[start:] for piece, _ in pieces}
+    single = all(begin == start and piece[:start] == ids[:start] for piece, begin in pieces)
+    single = single and TASKS[example.task].kind == "choice"
+    if len(pieces) == len(ends) > 1 and single and all(len(end) == 1 for end in ends):
+        tokens = tuple(piece[start] for piece, _ in pieces)
+        return GenerationRequest(
+            id=example.id, prompt_ids=ids[:start], max_tokens=1, choice_ids=tokens, truncated=cut
         )
-    messages = [{"role": "user", "content": prompt}]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime
-            )
-        )
-    except Exception as error:  # a template is a program, and raises what it likes
-        raise UserError(
-            f"the chat template of the tokenizer {name} cannot be rendered "
-            f"({type(error).__name__}: {one_line(error, limit=200)}); mend it, or choose a "
-            "protocol without, such as protocol=paper"
-        ) from error
+    return GenerationRequest(
+        id=example.id, prompt_ids=ids[:start], max_tokens=1, spans=pieces, truncated=cut
+    )
 
 
 def check_chat_template(tokenizer: Any) -> None:
@@ -228,12 +248,15 @@ class _Output:
     tokens: tuple[int, ...] = ()
     unfinished: bool = False
     scores: tuple[float, ...] | None = None
+    greedy: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Judgement:
     extracted: str | None = None
     correct: bool
+    score: float | None = None
+    metrics: str | None = None
     reason: str = ""
     tier: int | None = None
     seconds: float
@@ -285,9 +308,17 @@ def _outputs(
     example: Example, request: GenerationRequest, generation: Generation, profile: Profile
 ) -> Iterator[_Output]:
     if (scores := generation.choice_scores) is not None:
-        best = max(range(len(scores)), key=scores.__getitem__)  # of equal ones, the first
-        text = profile.choices[best]
-        yield _Output(example=example, request=request, sample=0, text=text, scores=scores)
+        task = TASKS[example.task]
+        choices = profile.choices or task.continuations(example.row)
+        text = choices[task.best(scores, choices)] if task.kind == "choice" else ""
+        yield _Output(
+            example=example,
+            request=request,
+            sample=0,
+            text=text,
+            scores=scores,
+            greedy=generation.greedy,
+        )
         return
     samples = zip(generation.texts, generation.token_ids, generation.unfinished, strict=True)
     for sample, (text, tokens, unfinished) in enumerate(samples):
@@ -304,6 +335,8 @@ def _outputs(
 def _judgements(outputs: Sequence[_Output], profile: Profile, sandbox: Sandbox) -> list[_Judgement]:
     if profile.library:
         return _by_library(outputs)
+    if TASKS[outputs[0].example.task].kind == "lm_eval":
+        return _by_lm_eval(outputs)
     if TASKS[outputs[0].example.task].kind == "code":
         with ThreadPoolExecutor(sandbox.num_workers) as pool:
             return list(pool.map(lambda output: _by_tests(output, profile, sandbox), outputs))
@@ -317,6 +350,24 @@ def _by_library(outputs: Sequence[_Output]) -> list[_Judgement]:
     judged = lm_harness.library_verdicts(outputs[0].example.task, rows, answers)
     each = (time.perf_counter() - begin) / len(outputs)
     return [_Judgement(extracted=j.extracted, correct=j.correct, seconds=each) for j in judged]
+
+
+def _by_lm_eval(outputs: Sequence[_Output]) -> list[_Judgement]:
+    begin = time.perf_counter()
+    task, rows = TASKS[outputs[0].example.task], [output.example.row for output in outputs]
+    found = task.verdicts(rows, [_answer(output) for output in outputs])
+    each = (time.perf_counter() - begin) / len(outputs)
+    return [_Judgement(**vars(verdict), seconds=each) for verdict in found]
+
+
+def _answer(output: _Output) -> str | list[tuple[float, bool]]:
+    """A text, or the log-probability of each text that was asked for; windows are added up."""
+    if output.scores is None:
+        return output.text
+    asked = len(output.example.row["scored"])
+    if asked == 1:
+        return [(sum(output.scores), all(output.greedy))]
+    return list(zip(output.scores, output.greedy, strict=True))
 
 
 def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement:
@@ -340,15 +391,21 @@ def _by_tests(output: _Output, profile: Profile, sandbox: Sandbox) -> _Judgement
 def _by_reading(output: _Output, profile: Profile) -> _Judgement:
     begin = time.perf_counter()
     task, row = TASKS[output.example.task], output.example.row
-    if output.scores is not None:
-        extracted: str | None = output.text.strip()
+    extracted: str | None = None
+    score = None
+    if output.scores is not None and task.kind == "likelihood":
+        extracted, correct = "", False
+        score = sum(output.scores) / len(task.answer(row).encode())
+    elif output.scores is not None:
+        extracted = output.text.strip()
         correct = output.text == task.answer(row)
     else:
         reader = task.readers[profile.reader]
         extracted = reader.extract(cut(output.text, output.request.stop))
         correct = reader.correct(extracted, row)
+        score = reader.grade(extracted, row) if reader.grade else None
     seconds = time.perf_counter() - begin
-    return _Judgement(extracted=extracted, correct=correct, seconds=seconds)
+    return _Judgement(extracted=extracted, correct=correct, score=score, seconds=seconds)
 
 
 def _hash(ids: Sequence[int]) -> str:

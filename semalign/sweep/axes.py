@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from semalign.config.describe import runtime_settings
 from semalign.config.dotted import flat
-from semalign.config.jobs import Config
+from semalign.config.jobs import Config, task_name
 from semalign.core.pairing import STRATEGIES, all_pairs
 from semalign.errors import UserError, nearest
 
@@ -156,7 +156,7 @@ def check_setting(key: str, where: str) -> None:
 def check_names(settings: Mapping[str, Any], where: str) -> None:
     """Raise UserError for an unknown name of a method, task, strategy, objective or map."""
     for key, names in _registered().items() if settings else ():
-        if key in settings and settings[key] not in names:
+        if key in settings and task_name(settings[key]) not in names:
             raise UserError(f"{where}: {key}={settings[key]}: {nearest(str(settings[key]), names)}")
 
 

@@ -8,22 +8,19 @@ imported at the first call, not before.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Any
 
 import yaml
 
 from semalign.errors import UserError, nearest
+from semalign.tasks.lm_eval_library import NO_MATCH, library
 from semalign.tasks.profile import LIBRARY, LibraryTask
 from semalign.tasks.registry import TASKS
-from semalign.tasks.task import Row, cut
+from semalign.tasks.task import Row
 
 Output = str | tuple[float, ...]
-
-_NO_MATCH = "[invalid]"  # what lm_eval's regex filter returns where it finds nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,21 +80,21 @@ def library_verdicts(
         raise ValueError(f"{len(rows)} rows, {len(outputs)} outputs")
     if not rows:
         return []
-    evaluated = _library().evaluate(
-        lm=_library().answers(outputs),
+    evaluated = library().evaluate(
+        lm=library().answers(outputs),
         task_dict={"tasks": {task: _built(task, rows)}, "groups": {}},
         bootstrap_iters=0,  # no standard errors
     )
-    library = _library_task(task)
+    counted = _library_task(task)
     verdicts: list[dict[str, bool]] = [{} for _ in rows]
     extracted: list[str | None] = [None for _ in rows]
     for sample in evaluated["samples"][task]:
         index = sample["doc_id"]
-        verdicts[index][sample["filter"]] = bool(sample[library.metric])
-        if sample["filter"] == library.filter:
+        verdicts[index][sample["filter"]] = bool(sample[counted.metric])
+        if sample["filter"] == counted.filter:
             extracted[index] = _extracted(sample)
     return [
-        LibraryVerdict(extracted=answer, correct=verdict.pop(library.filter), other=verdict)
+        LibraryVerdict(extracted=answer, correct=verdict.pop(counted.filter), other=verdict)
         for answer, verdict in zip(extracted, verdicts, strict=True)
     ]
 
@@ -105,7 +102,7 @@ def library_verdicts(
 def _extracted(sample: dict[str, Any]) -> str | None:
     found = sample["filtered_resps"]
     if isinstance(found[0], str):
-        return None if found[0] == _NO_MATCH else found[0]
+        return None if found[0] == NO_MATCH else found[0]
     scores = [score for score, _ in found]
     best = scores.index(max(scores))  # the first of equals, as numpy's argmax
     choice: str = sample["arguments"][best][1]
@@ -113,63 +110,17 @@ def _extracted(sample: dict[str, Any]) -> str | None:
 
 
 def _library_task(name: str) -> LibraryTask:
-    library = TASKS[name].library
-    if library is None:
+    found = TASKS[name].library
+    if found is None:
         known = [task.name for task in TASKS.values() if task.library]
         raise UserError(f"protocol lm-eval has no task '{name}'; {nearest(name, known)}")
-    return library
+    return found
 
 
 def _built(name: str, rows: Sequence[Row]) -> Any:
     """lm_eval's task object over these rows, of which it sees the benchmark's fields only."""
     definition = (LIBRARY / _library_task(name).file).read_text(encoding="utf-8")
-    library = _library()
     wanted = [{key: row[key] for key in TASKS[name].fields} for row in rows]
-    docs = {"test": library.dataset(wanted)}
+    docs = {"test": library().dataset(wanted)}
     config = yaml.safe_load(definition)
-    return library.task(config={**config, "custom_dataset": lambda **_: docs})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Library:
-    """The parts of lm_eval in use, imported once a process."""
-
-    task: Callable[..., Any]
-    evaluate: Callable[..., Any]
-    dataset: Callable[..., Any]
-    answers: Callable[[Sequence[Output]], Any]
-
-
-@lru_cache
-def _library() -> _Library:
-    from datasets import Dataset
-    from lm_eval import utils
-    from lm_eval.api import task
-    from lm_eval.api.model import LM
-    from lm_eval.evaluator import evaluate
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    task.tqdm = partial(task.tqdm, disable=True)
-    # Compiled anew for every row otherwise: 17 s instead of 1 s for the 14,042 rows of MMLU.
-    utils.env.from_string = lru_cache(utils.env.from_string)
-
-    class Answers(LM):
-        """A model whose outputs are known; row and choice identify the one requested."""
-
-        def __init__(self, outputs: Sequence[Any]) -> None:
-            super().__init__()
-            self.outputs = outputs
-
-        def generate_until(self, requests: list[Any]) -> list[str]:
-            return [cut(self.outputs[it.doc_id], it.args[1]["until"]) for it in requests]
-
-        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            # Whether it is greedy decoding's output is not known, and no metric here uses it.
-            return [(self.outputs[it.doc_id][it.idx], False) for it in requests]
-
-        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            raise NotImplementedError("no task here needs perplexities")
-
-    return _Library(
-        task=task.ConfigurableTask, evaluate=evaluate, dataset=Dataset.from_list, answers=Answers
-    )
+    return library().task(config={**config, "custom_dataset": lambda **_: docs})

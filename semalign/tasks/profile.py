@@ -50,6 +50,13 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileProfile(Profile):
+    """A profile of a task file; `definition` is all of the file that judges answers, as JSON."""
+
+    definition: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LibraryTask:
     """The lm_eval task of a benchmark: its file, and the metric and the filter that count."""
 

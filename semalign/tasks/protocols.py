@@ -16,7 +16,7 @@ from typing import Any
 from semalign.errors import UserError
 from semalign.registry import Registry
 from semalign.tasks.profile import LIBRARY, Profile
-from semalign.tasks.registry import TASKS, find_task
+from semalign.tasks.registry import BUILT_IN, TASKS, find_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,8 @@ class Protocol:
 
     @property
     def profiles(self) -> dict[str, Profile]:
-        """The profiles of the tasks that have one for this protocol, by task."""
-        return {
-            name: self.profile(name) for name, task in TASKS.items() if self.base in task.profiles
-        }
+        """The profiles of the built-in tasks that have one for this protocol, by task."""
+        return {name: self.profile(name) for name in BUILT_IN if self.base in TASKS[name].profiles}
 
     def profile(self, task: str) -> Profile:
         """The task's profile for this protocol, else the task's profile for all protocols.

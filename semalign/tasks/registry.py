@@ -5,11 +5,12 @@ from __future__ import annotations
 from semalign.registry import Registry
 from semalign.tasks.gsm8k import Gsm8k
 from semalign.tasks.humaneval import HumanEval
+from semalign.tasks.lm_eval_task import make_task
 from semalign.tasks.mbpp import Mbpp
 from semalign.tasks.mmlu import Mmlu
 from semalign.tasks.task import Task
 
-TASKS: Registry[Task] = Registry("task")
+TASKS: Registry[Task] = Registry("task", made=make_task)
 
 
 def register_task(task: Task) -> Task:
@@ -19,6 +20,8 @@ def register_task(task: Task) -> Task:
 
 for _task in (Mmlu(), Gsm8k(), HumanEval(), Mbpp()):
     register_task(_task)
+
+BUILT_IN = tuple(TASKS)
 
 
 def find_task(name: str) -> Task:
