@@ -31,7 +31,7 @@ demo: setup
 # Where the weights cannot be had, the tests of real models are skipped and say so.
 test: setup
 	-$(MAKE) $(VENV)/.real
-	$(BIN)/python -m pytest --ignore=tests/engine --ignore=tests/jobs --ignore=tests/real
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/engine --ignore=tests/jobs --ignore=tests/real
 	$(BIN)/python -m pytest tests/engine
 	$(BIN)/python -m pytest tests/jobs
 	$(BIN)/python -m pytest tests/real

@@ -13,7 +13,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ def trial_id(config: Config) -> str:
 def measure(settings: Iterable[str] | None = None) -> Measured:
     """Every setting (or some), in every base."""
     names = list(settings or leaf_settings(Config))
-    with tempfile.TemporaryDirectory() as folder, _models_once():
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), _models_once():
         return Measured([*_Bench(Path(folder)).changes(names)])
 
 
