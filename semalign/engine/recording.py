@@ -229,7 +229,8 @@ def show_evaluation(job: EvaluationJob, scored: Scored, run: Run) -> None:
         title = f"{job.model}, {which}, protocol {table.protocol(scored.protocol)}"
         console.print(table.terminal(title, *_evaluation_table(job, scored, split)))
         console.print(table.terminal(table.SHARES, *_shares(scored, split)))
-    for text in [*table.joined_prompts(scored.shares), *_comparisons(job, scored)]:
+    joined = table.joined_prompts(scored.shares)
+    for text in (*joined, *_own_metrics(scored), *_comparisons(job, scored)):
         console.print(text)
     console.print("percent (95% interval)")
     rate = scored.generated / scored.seconds
