@@ -23,7 +23,7 @@ from semalign.artifacts.artifact import Artifact, ordered
 from semalign.config.describe import leaf_settings, yaml_text
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.data.root import data_root
+from semalign.data.root import data_root, scored_examples
 from semalign.files import content_key, write_json
 from semalign.methods import Transfer, inputs
 from semalign.methods.inputs import load_inputs
@@ -34,7 +34,6 @@ from semalign.stages.extraction import Prefix
 from semalign.stages.judged import Candidate, Records
 from semalign.stages.scoring import chosen_protocol
 from semalign.stages.similarity import Similarity
-from semalign.tasks import load_split
 
 FILE = Path(__file__).parents[1] / "docs" / "identities.md"
 COLUMNS = (
@@ -355,7 +354,7 @@ def _records(config: Config, model: Model, adapter: str | None) -> Records:
         candidate=Candidate(name="candidate", model=model, adapter=adapter),
         task="mbpp",
         split="dev",
-        examples=load_split(root, "mbpp", "dev"),
+        examples=scored_examples(settings, root, "mbpp", "dev"),
         protocol=chosen_protocol(settings),
         max_model_len=settings.max_model_len,
         min_tier=settings.sandbox.min_tier,

@@ -106,10 +106,10 @@ def test_a_text_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.M
     write_text(file, "before")
 
     def fail(path: Path, target: Path) -> Path:
-        raise OSError(28, "No space left on device")
+        raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(UserError, match=r"report\.md: cannot be written \(No space left"):
+    with pytest.raises(UserError, match=r"report\.md: cannot be written \(Read-only"):
         write_text(file, "after")
     assert file.read_text() == "before"
 

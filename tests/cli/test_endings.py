@@ -113,6 +113,8 @@ def test_a_signal_is_a_line_and_its_status(number: signal.Signals, status: int, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a background job of a shell ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert running.stdout is not None and running.stdout.readline() == "waiting\n"
     running.send_signal(number)

@@ -210,7 +210,7 @@ def test_every_setting_is_used_or_unused_or_runtime() -> None:
         ("alignment.map=cosin", "alignment.map=cosin: did you mean 'cosine'?"),
         ("pairing.strategy=revers", "pairing.strategy=revers: did you mean 'reverse'?"),
         ("data.task=mmlo", "data.task=mmlo: did you mean 'mmlu'?"),
-        ("evaluation.tasks=[gsm8]", "task 'gsm8' is unknown; did you mean 'gsm8k'?"),
+        ("evaluation.tasks=[gsm8]", "evaluation.tasks=gsm8: did you mean 'gsm8k'?"),
         ("evaluation.protocol=papr", "protocol 'papr' is unknown; did you mean 'paper'?"),
     ],
 )
