@@ -12,6 +12,9 @@ TORCH := torch==2.13.0+cpu
 # CPU wheels of torch are not on PyPI; only the command that installs torch looks here.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# A file of tests goes to one of two processes, in the order of the names.
+TWICE := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: setup demo test check format bench real clean
 
 setup: $(VENV)/.ready
@@ -31,7 +34,7 @@ demo: setup
 # Where the weights cannot be had, the tests of real models are skipped and say so.
 test: setup
 	-$(MAKE) $(VENV)/.real
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/engine --ignore=tests/jobs --ignore=tests/real
+	$(BIN)/python -m pytest $(TWICE) $(addprefix --ignore=tests/,engine jobs real)
 	$(BIN)/python -m pytest tests/engine
 	$(BIN)/python -m pytest tests/jobs
 	$(BIN)/python -m pytest tests/real
