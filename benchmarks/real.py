@@ -22,7 +22,7 @@ from pathlib import Path
 
 from semalign.errors import UserError
 from semalign.files import making
-from semalign.models.loading import copy_companions, load_model
+from semalign.models.loading import load_model, save_model
 
 SMOLLM2, GEMMA3, HALF = "SmolLM2-135M-Instruct", "gemma-3-270m", "SmolLM2-every-second-layer"
 
@@ -80,8 +80,7 @@ def halve(path: Path, out: Path) -> None:
     found = load_model(path, dtype="bfloat16")
     found.model.layers = found.model.layers[1::2]
     found.config.num_hidden_layers = len(found.model.layers)
-    found.save_pretrained(out)
-    copy_companions(path, out)
+    save_model(found, out, path)
 
 
 def rows(folder: Path, counts: Mapping[str, int]) -> Path:
