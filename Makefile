@@ -31,13 +31,11 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 demo: setup
 	$(BIN)/python ray_jobs/transfer.py
 
-# Where the weights cannot be had, the tests of real models are skipped and say so.
+# Without `make real` the tests of real models are skipped and say so.
 test: setup
-	-$(MAKE) $(VENV)/.real
-	$(BIN)/python -m pytest $(TWICE) $(addprefix --ignore=tests/,engine jobs real)
+	$(BIN)/python -m pytest $(TWICE) --ignore=tests/engine --ignore=tests/jobs
 	$(BIN)/python -m pytest tests/engine
 	$(BIN)/python -m pytest tests/jobs
-	$(BIN)/python -m pytest tests/real
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -50,6 +48,7 @@ $(VENV)/.real: $(VENV)/.ready requirements/real.lock
 	touch $@
 
 real: $(VENV)/.real
+	$(BIN)/python -m pytest tests/real
 	$(BIN)/python benchmarks/real.py
 
 bench: setup

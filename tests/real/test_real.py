@@ -66,10 +66,11 @@ def test_half_the_layers(models: dict[str, Path]) -> None:
 def test_tokens_of_two_families(models: dict[str, Path], data: Path) -> None:
     ours, theirs = load_tokenizer(models[SMOLLM2]), load_tokenizer(models[GEMMA3])
     found = vocabulary_overlap(ours, theirs)
-    strings = ours.get_vocab().keys() & theirs.get_vocab().keys()
+    ids_ours, ids_theirs = ours.get_vocab(), theirs.get_vocab()
+    strings = ids_ours.keys() & ids_theirs.keys()
     assert (len(strings), len(found.student_ids)) == (14_837, 46_146)  # of 49,152
     table = found.student_to_teacher.tolist()
-    false = [s for s in strings if table[ours.get_vocab()[s]] != theirs.get_vocab()[s]]
+    false = [s for s in strings if table[ids_ours[s]] != ids_theirs[s]]
     assert len(false) == 138
     examples = load_split(data, "gsm8k", "train")
     ids = [id_ for row in tokenise(examples, ours, max_length=1024) for id_ in row.ids]
