@@ -101,7 +101,7 @@ def read_json(file: Path) -> Any:
     """The value in a JSON file; None where there is no such file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); delete the folder to make it again") from None

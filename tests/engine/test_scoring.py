@@ -159,7 +159,7 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     assert "protocol paper+n3t0.1p0.95k2-2" in printed
     assert "mmlu dev, student -> lora: +0.0 points" in printed  # a new LoRA changes nothing
     assert SHARES in printed
-    [report] = (tmp_path / "reports").iterdir()
+    [report] = (job.work / "reports").iterdir()
     assert SHARES.capitalize() in report.read_text()
     client = MlflowClient(tracking_uri=job.tracking_uri)
     [run] = client.search_runs([client.get_experiment_by_name("semalign").experiment_id])

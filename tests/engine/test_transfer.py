@@ -148,8 +148,8 @@ LOCAL = """
 import sys
 sys.modules["ray"] = None  # what imports it ends with an error
 from semalign.config.read import resolve
-from semalign.engine.transfer import transfer
-outcome = transfer(resolve([], sys.argv[1:]), local=True)
+from semalign.engine.transfer import run_transfer
+outcome = run_transfer(resolve([], sys.argv[1:]), local=True)
 print(outcome.folder.name, outcome.run_id)
 """
 
