@@ -98,7 +98,7 @@ def attribute(
     from semalign.stages import attribution
     from semalign.tasks import load_split
 
-    Model.open(model, dtype=dtype, planned=True)
+    Model.open(model, dtype=dtype, planned=True)  # refuses what its files do not describe
     examples = load_split(data_root(root), task, split)[:limit]
     tokens = tokenise(examples, load_tokenizer(model), max_length=1024)
     return attribution.attribution_scores(

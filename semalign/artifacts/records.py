@@ -25,10 +25,9 @@ class Record:
     when its start did not fit, ``joined`` when they are no start of those of prompt and reference
     answer. ``tokens``: the generated ids, ``unfinished`` when their limit ended them; or
     ``choice_scores`` the log probability of each choice. ``extracted``: the answer in the output,
-    such as its code; None when there is none. ``score``: of metrics that
-    are not right or wrong; a log-probability is that of a byte, on average. ``metrics``: lm_eval's
-    own of the item, as JSON. ``reason`` and
-    ``tier``: the sandbox's. ``seconds``: of judging.
+    such as its code; None when there is none. ``score``: of metrics that are not right or wrong; a
+    log-probability is that of a byte, on average. ``metrics``: lm_eval's own of the item, as JSON.
+    ``reason`` and ``tier``: the sandbox's. ``seconds``: of judging.
     """
 
     task: str

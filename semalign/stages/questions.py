@@ -29,7 +29,7 @@ def check_questions(models: Iterable[Model], settings: Evaluation, root: Path) -
             _check(model.path, content, model.trust_remote_code, settings, root)
 
 
-@lru_cache(maxsize=64)  # a sweep asks for every trial
+@lru_cache(maxsize=64)  # a sweep checks every trial
 def _check(
     path: str, content: tuple[str, str], trust: bool, settings: Evaluation, root: Path
 ) -> None:

@@ -28,8 +28,8 @@ class GenerationRequest:
 
     With ``choice_ids`` only the next-token scores of those ids are wanted, and no text; with
     ``spans`` only the log-probability of each, which is a text's ids and where the scored ones
-    begin, counted from 0. ``seed``
-    makes samples repeatable. ``truncated``: the start of the prompt did not fit and was cut off.
+    begin, counted from 0. ``seed`` makes samples repeatable. ``truncated``: the start of the prompt
+    did not fit and was cut off.
     ``joined``: the prompt's ids are no start of those of prompt and reference answer.
     """
 
@@ -148,14 +148,14 @@ def _questions(examples: Sequence[Example], tokenizer: Any, profile: Profile) ->
             _Question(item.prompt, item.choices, (*item.stop, *end), item.max_tokens)
             for item in library
         ]
-    asked = [task.request(example.row) for example in examples]
+    requested = [task.request(example.row) for example in examples]
     return [
         _own_question(example, task, tokenizer, profile)
         if request is None
         else _Question(
             request.prompt, (), (*request.stop, *end), request.max_tokens, request.scored
         )
-        for example, request in zip(examples, asked, strict=True)
+        for example, request in zip(examples, requested, strict=True)
     ]
 
 
@@ -188,9 +188,14 @@ def user_turn(prompt: str, tokenizer: Any) -> str:
 
 def _scored_request(example: Example, question: _Question, spans: Spans) -> GenerationRequest:
     """The log-probability of each continuation: next-token scores where each is a token of its own
-    after the same ids.
+    after the same ids. Raises UserError for one of several that is too long to be scored at once.
     """
     found = [spans.of(context, text) for context, text in question.scored]
+    if len(found) > 1 and any(len(part.pieces) > 1 for part in found):
+        raise UserError(
+            f"{example.task}: a choice of {example.id} does not fit into max_model_len; expected "
+            "shorter choices or a longer context"
+        )
     cut = any(part.truncated for part in found)
     pieces = tuple(piece for part in found for piece in part.pieces)
     (ids, start), *_ = pieces
@@ -361,11 +366,10 @@ def _by_lm_eval(outputs: Sequence[_Output]) -> list[_Judgement]:
 
 
 def _answer(output: _Output) -> str | list[tuple[float, bool]]:
-    """A text, or the log-probability of each text that was asked for; windows are added up."""
+    """A text, or the log-probability of each text that was requested; windows are added up."""
     if output.scores is None:
         return output.text
-    asked = len(output.example.row["scored"])
-    if asked == 1:
+    if len(output.example.row["scored"]) == 1:
         return [(sum(output.scores), all(output.greedy))]
     return list(zip(output.scores, output.greedy, strict=True))
 

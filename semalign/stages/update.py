@@ -175,7 +175,6 @@ class Update(Artifact):
         aligned = examples * max(rows.positions(self.extraction.positions), default=0)
         terms = cross_entropy(student, rows.most_supervised(examples)) if loss.beta > 0 else 0
         if loss.alpha > 0:
-            assert self.teacher is not None or self.map is not None
             terms += aligned * WIDE * self._aligned_widths()
         if heads:  # the rows of both heads over the shared tokens, and a chunk's logits
             terms += (shape.head + heads) * size + 6 * WIDE * CHUNK * shape.vocabulary

@@ -40,7 +40,7 @@ def transfers(trials: Sequence[Trial], *, planned: bool = False) -> dict[str, Tr
             check_layers(config, inputs.teacher.layers, inputs.student.layers)
         modules = key + content_key(
             config.method, config.training.adapter, config.training.lora.target_modules,
-            config.seeking.modules,
+            config.seeking.model_dump(mode="json"), config.laten.model_dump(mode="json"),
         )  # fmt: skip
         if modules not in checked:
             checked.add(modules)

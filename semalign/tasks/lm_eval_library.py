@@ -137,7 +137,7 @@ def aggregated(config: Mapping[str, Any], metric: str, values: Sequence[Any]) ->
     from lm_eval.api.registry import get_aggregation, get_metric_aggregation
 
     for given in config.get("metric_list") or []:
-        if metric in (given["metric"],) or metric.startswith(f"{given['metric']}-"):
+        if metric == given["metric"] or metric.startswith(f"{given['metric']}-"):
             how = given.get("aggregation") or get_metric_aggregation(given["metric"])
             return float((get_aggregation(how) if isinstance(how, str) else how)(values))
     return float(get_aggregation("mean")(values))

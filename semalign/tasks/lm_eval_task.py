@@ -1,7 +1,7 @@
 """Any task of lm_eval, by its name or from its YAML: its requests, and its own metrics.
 
 lm_eval builds the requests (few-shot examples too) when a split is read, and judges the answers;
-models are asked by our engines. Rows are those of `<root>/<task>/<split>.jsonl`, or of the data set
+our engines answer. Rows are those of `<root>/<task>/<split>.jsonl`, or of the data set
 that the task's YAML names.
 """
 

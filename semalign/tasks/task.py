@@ -49,8 +49,8 @@ class AnswerReader(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextRequest:
-    """What a model is asked for one row: the log-probabilities of `scored`, as (context, text), or
-    the text that follows the prompt.
+    """What is requested of a model for one row: the log-probabilities of `scored`, as (context,
+    text), or the text that follows the prompt.
     """
 
     prompt: str
@@ -75,9 +75,8 @@ class Task(ABC):
     ``choice`` tasks are scored by the log-probabilities of their choices, ``text`` tasks by an
     answer found in generated text, ``code`` tasks by running a program in the sandbox,
     ``likelihood`` tasks by the log-probability of the answer itself, and ``lm_eval`` tasks by
-    lm_eval. A task is
-    one file, and `register_task` adds it. How it is evaluated depends on the protocol, so it has a
-    profile for each of those it knows, or one for all.
+    lm_eval. A task is one file, and `register_task` adds it. How it is evaluated depends on the
+    protocol, so it has a profile for each of those it knows, or one for all.
     """
 
     name: str
@@ -142,7 +141,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def request(self, row: Row) -> TextRequest | None:
-        """What a model is asked, of a task without profiles."""
+        """What is requested of a model, of a task without profiles."""
         return None
 
     def verdicts(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Verdict]:

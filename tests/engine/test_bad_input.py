@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModel,
     LlamaConfig,
@@ -90,6 +90,22 @@ def test_a_tokenizer_that_loses_its_text(
     PreTrainedTokenizerFast(tokenizer_object=foreign, eos_token="word1").save_pretrained(folder)
     line = complain(f"teacher={folder}")
     assert "foreign': its tokenizer (tokenizer_class=" in line
+
+
+def test_few_shared_tokens(complain: Complain, family: dict[str, Path], tmp_path: Path) -> None:
+    """A tokenizer that keeps every text, with the single bytes in common and no word."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(
+        family["teacher"], folder, ignore=lambda _, names: {n for n in names if "token" in n}
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, "<end>", *(f"word{i}" for i in range(640 - len(letters) - 1))]
+    foreign = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    foreign.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=foreign, eos_token="<end>").save_pretrained(folder)
+    line = complain(f"teacher={folder}")
+    assert "alignment.min_overlap=0.9: only " in line and "of the smaller vocabulary" in line
 
 
 def test_layer_out_of_range(complain: Complain) -> None:

@@ -233,8 +233,8 @@ def test_records_become_a_result(sweep: Sweep) -> None:
     trial = trials(sweep)[0]
     rows = records("++-+", split="dev")
     made = finished(trial, {("mmlu", "dev"): rows}, 3.0)
-    assert made.state == "finished"
-    assert list(made.items["mmlu", "dev"].values()) == list(items("++-+").values())
+    right = {f"mmlu/{place}": value for place, value in items("++-+").items()}
+    assert made.state == "finished" and made.items["mmlu", "dev"] == right
     assert made.score(("mmlu", "dev")) == 0.75
 
 
