@@ -138,7 +138,7 @@ def _worker(config: dict[str, Any]) -> None:
     latest = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory() as scratch:
         resume = None if latest is None else Path(latest.to_directory(scratch))
-        progress = Progress(update, student, resume)
+        progress = Progress(update, student, resume, workers=world_size)
         try:
             train(
                 wrapped,

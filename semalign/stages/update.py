@@ -212,8 +212,9 @@ class Update(Artifact):
         return described(folder, json.loads((checkpoint / MEASURED).read_text(encoding="utf-8")))
 
     def notes(self, manifest: Mapping[str, Any]) -> list[str]:
+        workers = manifest.get("workers", 1)
         return [
-            f"{manifest['epochs']} epochs",
+            f"{manifest['epochs']} epochs" + (f", {workers} worker(s)" if workers > 1 else ""),
             f"{manifest['trained_parameters']:,} parameters",
             f"sha256 {manifest['sha256'][:16]}",
         ]
@@ -328,8 +329,10 @@ def _heads(update: Update, decoder: Decoder) -> tuple[Head, Head]:
 class Progress:
     """What a training has measured so far, and the files that a checkpoint of it holds."""
 
-    def __init__(self, update: Update, student: SupervisedStudent, resume: Path | None) -> None:
-        self.update, self.model = update, student.model
+    def __init__(
+        self, update: Update, student: SupervisedStudent, resume: Path | None, *, workers: int = 1
+    ) -> None:
+        self.update, self.model, self.workers = update, student.model, workers
         self.device = next(student.parameters()).device
         self.history: dict[str, list[float | None]] = {}
         self._begin, self._before = time.monotonic(), 0.0
@@ -351,6 +354,7 @@ class Progress:
         took = {
             "pairs": [str(pair) for pair in self.update.pairs],
             "epochs": measured.epoch,
+            "workers": self.workers,
             "trained_parameters": trained,
             "seconds": self._before + time.monotonic() - self._begin,
             "peak_bytes": peak_bytes(self.device),
