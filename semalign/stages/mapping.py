@@ -102,8 +102,13 @@ class Transport:
         return replace(self, **{name: t.to(device) for name, t in self._tensors().items()})
 
     def save(self, file: Path) -> None:
-        """One safetensors file, whole or not there."""
-        settings = {"normalise": str(int(self.normalise)), "top_k": str(self.top_k or 0)}
+        """One safetensors file, whole or not there.
+
+        Its metadata hold one entry: the library writes several in an order that changes.
+        """
+        settings = (
+            {"top_k": str(self.top_k)} if self.top_k else {"normalise": str(int(self.normalise))}
+        )
         with writing(file) as partial:
             tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
             save_file(tensors, str(partial), settings)
@@ -117,8 +122,8 @@ class Transport:
             tensors.get("matrix"),
             tensors.get("bases_teacher"),
             tensors.get("bases_student"),
-            normalise=settings["normalise"] == "1",
-            top_k=int(settings["top_k"]) or None,
+            normalise=settings.get("normalise", "1") == "1",
+            top_k=int(settings.get("top_k", "0")) or None,
         )
 
 

@@ -64,6 +64,17 @@ def test_saved_and_loaded(
     assert (loaded.top_k, loaded.normalise) == (transport.top_k, transport.normalise)
 
 
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_one_map_has_one_file(
+    heads: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, top_k: int | None
+) -> None:
+    """Equal to the byte, whatever order the library keeps metadata in."""
+    transport = build(heads, "cosine", top_k)
+    for number in range(16):
+        transport.save(tmp_path / f"{number}.safetensors")
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
 def test_targets_mix_teacher_layers() -> None:
     rows = [Tokens("a", (1, 2), 1), Tokens("b", (3,), 1)]
     counts = [len(row.ids) for row in rows]
