@@ -47,8 +47,13 @@ class OneLine(TyperGroup):
             raise typer.Exit(status) from None
 
 
-def keep_logs_in(folder: Path) -> None:
-    """Where the log of this command goes, if it fails for a reason that is not known."""
+def begin(folder: Path) -> None:
+    """Before a command that runs or plans: what its process imports, and where its log goes if it
+    fails for a reason that is not known.
+    """
+    from semalign.models.light_imports import keep_imports_light
+
+    keep_imports_light()
     _LOGS.set(folder)
 
 

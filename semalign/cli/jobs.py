@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from semalign.cli.app import app, keep_logs_in
+from semalign.cli.app import app, begin
 from semalign.cli.settings import (
     JobCommand,
     JobKind,
@@ -43,7 +43,7 @@ def transfer_command(
     semalign transfer data.task=mmlu pairing.strategy=interpolated loss.alpha=0.3
     """
     config = resolved(words, schema_of("transfer"))
-    keep_logs_in(config.work)
+    begin(config.work)
     if plan:
         from semalign.engine.planning import show_plan
 
@@ -72,7 +72,7 @@ def ablate_command(
     semalign ablate sweeps/pairing.yaml training.epochs=1 sweep.seeds=[0]
     """
     sweep = read_sweep(words or ())
-    keep_logs_in(Path(sweep.base["workdir"]))
+    begin(Path(sweep.base["workdir"]))
     if plan:
         from semalign.engine.planning import show_sweep_plan
 
@@ -92,7 +92,7 @@ def evaluate_command(
     semalign evaluate model=zoo/student tasks=[humaneval,mbpp] protocol=paper
     """
     job = resolved(words, schema_of("evaluate"))
-    keep_logs_in(job.work)
+    begin(job.work)
     if plan:
         from semalign.engine.scoring import show_evaluation_plan
 
@@ -112,7 +112,7 @@ def analyze_command(
     semalign analyze figure=similarity teacher=zoo/teacher student=zoo/student
     """
     job = resolved(words, schema_of("analyze"))
-    keep_logs_in(job.work)
+    begin(job.work)
     if plan:
         from semalign.engine.analysis import show_analysis_plan
 

@@ -1,0 +1,17 @@
+"""What the other packages define, made and scored and recorded by Ray, vLLM and MLflow."""
+
+from __future__ import annotations
+
+import sys
+
+
+def _works_for_ray() -> bool:
+    """Whether this process was started by Ray, to run our code alone."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+
+
+if _works_for_ray():
+    from semalign.models.light_imports import keep_imports_light
+
+    keep_imports_light()

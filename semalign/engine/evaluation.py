@@ -15,8 +15,7 @@ from semalign.core.statistics import Score, score
 from semalign.data.root import check_splits, scored_examples
 from semalign.engine.limits import check_engine
 from semalign.errors import UserError
-from semalign.methods.method import LARGEST_RANK
-from semalign.models.peft_folder import adapter_rank, check_adapter
+from semalign.models.peft_folder import LARGEST_RANK, adapter_rank, check_adapter
 from semalign.stages.judged import Candidate, Records, Served, Unit
 from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references

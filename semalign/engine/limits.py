@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semalign.config.sections import Evaluation
 from semalign.errors import UserError
-from semalign.methods.method import LARGEST_RANK, Transfer
 from semalign.models.loading import check_plain, load_config
+from semalign.models.peft_folder import LARGEST_RANK
 from semalign.models.reference import Model
 from semalign.stages.scoring import GenerationRequest
+
+if TYPE_CHECKING:  # an engine's process needs no methods
+    from semalign.methods.method import Transfer
 
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on CPUs
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts

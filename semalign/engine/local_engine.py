@@ -1,8 +1,8 @@
 """One vLLM engine in a process of its own, without Ray.
 
 vLLM must not share a process with training: it binds memory and turns torch's threads off. So the
-engine runs as `python -m semalign.engine.local_engine`, and the two processes exchange pickles over
-a pipe that only they hold.
+engine runs as `python -m semalign.engine.engine_process`, and the two processes exchange pickles
+over a pipe that only they hold.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Pipe
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from semalign.config.sections import Evaluation
-from semalign.engine.vllm_engine import ENGINE_ENVIRONMENT, Engine, lora_room
-from semalign.errors import Failed, one_line
+from semalign.engine.vllm_engine import ENGINE_ENVIRONMENT, lora_room
+from semalign.errors import Failed
 from semalign.models.loading import model_folder
 from semalign.models.peft_folder import adapter_rank
 from semalign.models.reference import Model
@@ -35,7 +34,7 @@ class LocalEngine:
     def __enter__(self) -> LocalEngine:
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            [sys.executable, "-m", "semalign.engine.engine_process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**os.environ, **ENGINE_ENVIRONMENT, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
@@ -77,28 +76,3 @@ def answer_here(units: Sequence[Unit], settings: Evaluation) -> None:
                     generations = engine.generate(batch.requests, adapter)
                     batch.unit.journal.add(judge_batch(batch, generations, settings.sandbox))
                     bar.update(len(batch.requests))
-
-
-def serve(connection: Connection) -> None:
-    """Answer calls until the other process has gone."""
-    engine, broken = None, None
-    try:
-        engine = Engine(*connection.recv())
-    except Exception as error:
-        broken = error  # the answer to the first call
-    while True:
-        try:
-            arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            if engine is None:
-                raise Failed(f"the engine could not be started: {one_line(broken)}") from broken
-            connection.send(engine.generate(*arguments))
-        except Exception as error:
-            error.add_note(traceback.format_exc())  # of this process, for the other's log
-            connection.send(error)
-
-
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))

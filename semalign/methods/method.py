@@ -18,13 +18,11 @@ from semalign.core.pairing import Pair
 from semalign.errors import UserError
 from semalign.files import content_key
 from semalign.methods.inputs import Inputs, load_inputs
+from semalign.models.peft_folder import LARGEST_RANK
 from semalign.plugins import load_plugins
 from semalign.registry import Registry
 from semalign.stages.judged import evaluated_content
 from semalign.tasks import TASKS
-
-LARGEST_RANK = 512  # of a LoRA that vLLM serves
-
 
 MOST_OUTCOMES = 20_000  # that a plan enumerates; of more a selection stands for all
 

@@ -15,6 +15,7 @@ from semalign.models.reading import reading
 from semalign.models.shapes import skeleton
 from semalign.models.weights import headers
 
+LARGEST_RANK = 512  # of a LoRA that vLLM serves
 _WEIGHTS = "adapter_model.safetensors"
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 
