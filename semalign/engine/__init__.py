@@ -8,7 +8,9 @@ import sys
 def _works_for_ray() -> bool:
     """Whether this process was started by Ray, to run our code alone."""
     ray = sys.modules.get("ray")
-    return ray is not None and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+    if ray is None or not ray.is_initialized():  # for its context Ray would join a cluster
+        return False
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
 if _works_for_ray():
