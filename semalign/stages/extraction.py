@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,16 @@ from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Json
 from semalign.artifacts.host import Host
 from semalign.config.sections import Extraction
 from semalign.core.pairing import paper_number
-from semalign.data.batches import length_buckets, pad
+from semalign.data.batches import length_buckets, pad, places
 from semalign.data.dataset import Dataset
-from semalign.data.tokens import Tokens
+from semalign.data.tokens import Tokens, count_positions
 from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
 from semalign.models.memory import Batch, loading, weights
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
+from semalign.stages.copies import Fetched, sent
 
 _SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -100,8 +102,8 @@ class Activations(Artifact):
         )
 
     def _memory(self, share: float) -> int:
-        """Peak bytes with a share of the model's weights: a batch, and the rows of a shard of all
-        columns, of which one is joined and written at a time.
+        """Peak bytes with a share of the model's weights: a batch, the rows of the one before, and
+        a shard's rows of all columns, of which one is written at a time.
         """
         settings, longest = self.extraction, max(1, self.rows.longest)
         examples = min(len(self.rows), settings.shard_examples)
@@ -109,8 +111,8 @@ class Activations(Artifact):
         positions = _largest_shard(self.rows.positions(self.positions), settings.shard_examples)
         column = positions * self.model.width * BYTES[self.dtype]
         columns = len(self.columns)
-        computed = batch.forward + columns * (batch.states + column)
-        held = int(share * weights(self.model)) + max(computed, (columns + 3) * column)
+        computed = batch.forward + columns * (2 * batch.states + column)
+        held = int(share * weights(self.model)) + max(computed, (columns + 2) * column)
         return max(loading(self.model, share=share), held)
 
     def bytes_kept(self, folder: Path) -> int:
@@ -220,29 +222,61 @@ def extract_shard(
     """Write `columns` of one shard; returns its row count.
 
     tokens: the shard's examples, in order. One forward pass serves all columns, and no layer above
-    the deepest of them is run. Memory: batch_tokens * D per column on the device, and the shard's
-    rows on the host.
+    the deepest of them is run. A batch's rows come to main memory while a GPU computes the next.
+    Memory: batch_tokens * D per column on the device, and the shard's rows on the host.
     """
     decoder = find_decoder(model)
-    kept: dict[Column, list[torch.Tensor | None]] = {c: [None] * len(tokens) for c in columns}
-    device = next(model.parameters()).device
-    dtype = DTYPES[store.dtype]
-    deepest = max(column.layer for column in columns)
+    device, dtype = next(model.parameters()).device, DTYPES[store.dtype]
     wanted = [(column.layer, column.interface) for column in columns]
+    # what goes into a layer is computed by those below it
+    deepest = max(column.layer - (column.interface == "input") for column in columns)
+    rows = _Rows([count_positions(e.align_positions(store.positions)) for e in tokens])
     with stopping_after(decoder, deepest), capture(decoder, wanted) as seen:
         for batch in length_buckets(tokens, batch_tokens):
             members = [tokens[index] for index in batch]
             ids, mask = pad(members, pad_id=0)
-            run_base(decoder, ids.to(device), mask.to(device))
-            for column in columns:
-                hidden = seen[(column.layer, column.interface)]
-                for row, index in enumerate(batch):
-                    where = tokens[index].align_positions(store.positions)
-                    # clone: a slice would keep the whole padded batch alive
-                    kept[column][index] = hidden[row, where].to("cpu", dtype, copy=True)
-    rows = 0
-    for column, parts in kept.items():
-        joined = torch.cat([part for part in parts if part is not None])
-        store.write(column, shard, joined)
-        rows = len(joined)
-    return rows
+            chosen = places(members, lambda e: e.align_positions(store.positions), ids.shape[1])
+            run_base(decoder, sent(ids, device), sent(mask, device))
+            rows.put(batch, [_chosen(seen[key], chosen).to(dtype) for key in wanted])
+    for column, made in zip(columns, rows.finished(), strict=True):
+        store.write(column, shard, made)
+    return rows.count
+
+
+def _chosen(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return hidden.flatten(0, 1).index_select(0, sent(places, hidden.device))
+
+
+class _Rows:
+    """A shard's rows (positions, D) of each column in main memory, of `lengths` an example.
+
+    A batch is put in its place when the next one has been computed: a GPU has sent it by then.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        ends = list(itertools.accumulate(lengths))
+        self.count = ends[-1]
+        self._spans = [torch.arange(e - n, e) for n, e in zip(lengths, ends, strict=True)]
+        self._made: list[torch.Tensor] = []
+        self._coming: tuple[torch.Tensor, list[Fetched]] | None = None
+
+    def put(self, batch: Sequence[int], columns: Sequence[torch.Tensor]) -> None:
+        """A batch's rows of each column, on whichever device, one example after the other."""
+        coming = torch.cat([self._spans[index] for index in batch]), list(map(Fetched, columns))
+        self._place()
+        self._coming = coming
+
+    def finished(self) -> list[torch.Tensor]:
+        """Each column's rows, in the order of the examples."""
+        self._place()
+        return self._made
+
+    def _place(self) -> None:
+        if self._coming is None:
+            return
+        (where, columns), self._coming = self._coming, None
+        found = [column.wait() for column in columns]
+        if not self._made:
+            self._made = [torch.empty((self.count, c.shape[1]), dtype=c.dtype) for c in found]
+        for made, column in zip(self._made, found, strict=True):
+            made.index_copy_(0, where, column)

@@ -77,3 +77,17 @@ def test_only_the_last_layer_has_final_states(family: dict[str, Path]) -> None:
         capture(decoder, [(1, "final")]),
     ):
         pass
+
+
+def test_the_input_of_a_layer_runs_no_layer_above(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    model = load_model(family["teacher"], dtype="float32", num_layers=3)
+    ran: list[int] = []
+    for index, layer in enumerate(find_decoder(model).layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for layer in (2, 0):
+        ran.clear()
+        store = store_of(tmp_path / str(layer), tokens, "all")
+        extract_shard(model, store, 0, [Column(layer, "input")], tokens[:4], batch_tokens=10_000)
+        assert ran == list(range(layer))
