@@ -5,8 +5,9 @@ Memory that a GPU copies from or to by itself is pinned; on a CPU nothing is cop
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -64,3 +65,22 @@ class Ahead(Generic[Made]):
         if begun is None or begun[0] != examples:
             return make(examples)
         return begun[1].result()
+
+
+@contextmanager
+def behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that has a thread do something, once what it was given before is done.
+
+    All is done when the context ends. Raises the thread's error there, or where more is given.
+    """
+    begun: list[Future[None]] = []
+    with ThreadPoolExecutor(max_workers=1) as thread:
+
+        def begin(act: Callable[[], None]) -> None:
+            if begun:
+                begun.pop().result()
+            begun.append(thread.submit(act))
+
+        yield begin
+        if begun:
+            begun.pop().result()

@@ -4,12 +4,13 @@ main memory.
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import pytest
 import torch
 
-from semalign.stages.copies import Ahead, Fetched, joined, sent
+from semalign.stages.copies import Ahead, Fetched, behind, joined, sent
 from semalign.stages.mapping import chosen
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -34,6 +35,31 @@ def test_an_error_of_the_thread_is_raised_where_its_result_is_used() -> None:
     ahead.begin(lambda examples: 1 / examples[0], [0])
     with pytest.raises(ZeroDivisionError):
         ahead.take(lambda examples: 1.0, [0])
+
+
+def test_things_are_done_behind_in_order_and_all_before_the_end() -> None:
+    done: list[tuple[int, bool]] = []
+
+    def do(number: int) -> None:
+        done.append((number, threading.current_thread() is threading.main_thread()))
+
+    with behind() as begin:
+        for number in range(5):
+            begin(functools.partial(do, number))
+            assert len(done) >= number  # one at most is not done yet
+    assert done == [(number, False) for number in range(5)]
+
+
+def test_an_error_behind_is_raised_by_the_next_or_at_the_end() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), behind() as begin:
+        begin(fail)
+    with behind() as begin:
+        begin(fail)
+        with pytest.raises(ZeroDivisionError):
+            begin(fail)
 
 
 @pytest.mark.parametrize("name", DEVICES)
