@@ -15,7 +15,6 @@ import argparse
 import collections
 import functools
 import gc
-import itertools
 import json
 import statistics
 import tempfile
@@ -51,7 +50,7 @@ from semalign.stages.adaptation import LoraAdaptation
 from semalign.stages.attribution import LayerScores, attribution_scores
 from semalign.stages.bases import Bases
 from semalign.stages.extraction import Activations, Prefix, extract_shard
-from semalign.stages.mapping import MAPS, Map, Transport
+from semalign.stages.mapping import MAPS, Map, Transport, chosen
 from semalign.stages.student import CHUNK, SupervisedStudent
 from semalign.stages.supervision import Supervision, Target
 from semalign.stages.training import train
@@ -322,8 +321,8 @@ def measure_map(run: Run) -> list[Row]:
     kind, repeats = MAPS.find("cosine"), setting.repeats
 
     def gathered() -> list[Tensor]:
-        chosen = zip(bases, sides, strict=True)
-        return [whole[:, ids].to(device) for whole, (_, ids) in chosen]
+        both = zip(bases, sides, strict=True)
+        return [chosen(whole.to(device), 1, ids) for whole, (_, ids) in both]
 
     student, teacher = gathered()
     transport = Transport.build(student, teacher, kind)
@@ -384,7 +383,7 @@ def _extracted(
         per_pass = max(1, settings.batch_tokens // setting.length)
         with (
             torch.inference_mode(),
-            stopping_after(decoder, column.layer),
+            stopping_after(decoder, depth - 1),
             capture(decoder, wanted),
         ):
             for part, given in zip(ids.split(per_pass), mask.split(per_pass), strict=True):
@@ -485,33 +484,31 @@ def supervised(setting: Setting, model: nn.Module, tokens: Sequence[Tokens]) -> 
     return SupervisedStudent(model, supervision)
 
 
-def stepped(setting: Setting, student: SupervisedStudent, micro: int) -> float:
-    """Median seconds of an optimizer step over all examples, by the training's own loop."""
+def stepped(setting: Setting, student: SupervisedStudent, micro: int, steps: int) -> float:
+    """Seconds of an optimizer step by the training's own loop, of an epoch that has so many."""
     ends: list[float] = []
 
     def on_epoch(*_: object) -> None:
         settled(setting.device)
         ends.append(time.perf_counter())
 
-    count = len(student.supervision.tokens)
+    count = len(student.supervision.tokens) // steps
     # the first epoch warms up, and its end is the begin of the second
-    settings = Training(
-        epochs=setting.repeats + 1, lr=1e-5, batch_size=count, micro_batch_size=micro
-    )
+    settings = Training(epochs=2, lr=1e-5, batch_size=count, micro_batch_size=micro)
     train(student, settings, 0, on_epoch=on_epoch)
-    return statistics.median(end - begin for begin, end in itertools.pairwise(ends))
+    return (ends[1] - ends[0]) / steps
 
 
-def fed(setting: Setting, student: SupervisedStudent, micro: int) -> float:
-    """Median seconds in which a step's stored inputs and targets come to the device."""
-    data = student.supervision
+def fed(setting: Setting, student: SupervisedStudent, micro: int, count: int) -> float:
+    """Median seconds in which so many examples' stored rows come to the device, none ahead."""
+    targets = student.supervision.targets
 
     def copies() -> None:
-        for start in range(0, len(data.tokens), micro):
-            batch = list(range(start, min(start + micro, len(data.tokens))))
-            student._inputs(batch, setting.device)
-            for target in data.targets:
-                target.rows(batch).to(setting.device)
+        for start in range(0, count, micro):
+            batch = student.micro_batch(list(range(start, min(start + micro, count))))
+            batch.hidden(getattr(torch, DTYPE))
+            for target, rows in zip(targets, batch.targets, strict=True):
+                target.mixed(rows)
 
     return timed(copies, setting.device, repeats=setting.repeats)
 
@@ -537,13 +534,14 @@ def measure_training(run: Run) -> list[Row]:
 def _trained(run: Run, model: nn.Module, micro: int, *, mixed: bool) -> Row | None:
     """One row of the table; None where the device's memory does not do."""
     setting = run.setting
-    tokens = examples(setting, max(micro, setting.examples), mixed=mixed)
+    count, steps = max(micro, setting.examples), 2 * setting.repeats
+    tokens = examples(setting, count, mixed=mixed)
     update = planned_update(setting, tokens, micro)
     operations = training_operations(setting, tokens, update.trained_parameters)
-    student = supervised(setting, model, tokens)
+    student = supervised(setting, model, examples(setting, steps * count, mixed=mixed))
     emptied(setting.device)
     try:
-        seconds = stepped(setting, student, micro)
+        seconds = stepped(setting, student, micro, steps)
     except torch.OutOfMemoryError:
         seconds = None
     if seconds is None:  # here the exception's frames, and what they hold, are gone
@@ -556,7 +554,7 @@ def _trained(run: Run, model: nn.Module, micro: int, *, mixed: bool) -> Row | No
         **run.rates(Dataset(tokens).length, operations, seconds),
         "peak, GB": peak_gb(setting.device),
         "planned, GB": update.cost().memory / GB,
-        "copies, % of time": 100 * fed(setting, student, micro) / seconds,
+        "copies if none were ahead, % of time": 100 * fed(setting, student, micro, count) / seconds,
     }
 
 

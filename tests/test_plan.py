@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.local import LocalExecutor, make_all
+from semalign.artifacts.shards import column_bytes
 from semalign.config.read import resolve
 from semalign.methods import Transfer
 from semalign.models.loading import load_config, load_model
 from semalign.models.shapes import shape_of
 from semalign.plan import Plan, Step, plan_rows, plan_transfer
-from semalign.stages.extraction import column_bytes
 from semalign.stages.student import CHUNK
 
 

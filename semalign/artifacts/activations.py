@@ -10,7 +10,8 @@ all of its shards are there. Reading copies nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +19,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from semalign.artifacts.artifact import MANIFEST
+from semalign.artifacts.shards import ShardWriter
 from semalign.data.tokens import Tokens, count_positions
 from semalign.errors import UserError
 from semalign.files import locked, read_json, sha256, write_json, writing
 
 _IDENTITY = "identity.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, order=True)
@@ -107,11 +107,19 @@ class ActivationStore:
                     result.setdefault(shard, []).append(column)
         return result
 
-    def write(self, column: Column, shard: int, rows: torch.Tensor) -> None:
-        """Write rows (positions, D) of one shard."""
-        tensor = rows.to(DTYPES[self.dtype]).contiguous().cpu()
-        with writing(self.shard_path(column, shard)) as partial:
-            save_file({"rows": tensor}, str(partial))
+    @contextmanager
+    def writer(
+        self, columns: Iterable[Column], shard: int, lengths: Sequence[int], width: int
+    ) -> Iterator[ShardWriter]:
+        """Takes the rows of one shard's columns, of `lengths` an example, in any order; the files
+        are there when the context ends without an error.
+        """
+        with ExitStack() as stack:
+            partials = [
+                stack.enter_context(writing(self.shard_path(column, shard))) for column in columns
+            ]
+            files = [stack.enter_context(partial.open("wb")) for partial in partials]
+            yield ShardWriter(files, lengths, width=width, dtype=self.dtype)
 
     def commit(self, columns: Iterable[Column]) -> None:
         """List whole columns in the manifest, with checksums; reads each shard once. What others

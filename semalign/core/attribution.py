@@ -21,11 +21,13 @@ AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def aggregate(attribution: Float[Tensor, "B T D"], how: str) -> float:
-    """Sum over tokens and channels of |gradient x activation| (`abs_sum`) or as signed (`sum`)."""
+def aggregate(attribution: Float[Tensor, "B T D"], how: str) -> Float[Tensor, ""]:
+    """Sum over tokens and channels of |gradient x activation| (`abs_sum`) or as signed (`sum`), in
+    float64.
+    """
     if how not in AGGREGATIONS:
         raise UserError(f"attribution aggregation '{how}' is unknown: {nearest(how, AGGREGATIONS)}")
-    return AGGREGATIONS[how](attribution.double()).item()
+    return AGGREGATIONS[how](attribution.double())
 
 
 def layer_scores(
@@ -55,8 +57,9 @@ def layer_scores(
         method = LayerGradientXActivation(loss, [layers[index] for index in indices])
         embeds = inputs_embeds.detach().clone()
         attributions = method.attribute(embeds, additional_forward_args=args or None)
-        for index, attribution in zip(indices, attributions, strict=True):
-            scores[index] = aggregate(attribution, aggregation)
+        found = torch.stack([aggregate(attribution, aggregation) for attribution in attributions])
+        for index, score in zip(indices, found.tolist(), strict=True):
+            scores[index] = score
     return scores
 
 

@@ -40,3 +40,10 @@ def position_mask(
     for row, example in enumerate(tokens):
         mask[row, where(example)] = True
     return mask
+
+
+def places(
+    tokens: Sequence[Tokens], where: Callable[[Tokens], slice | list[int]], width: int
+) -> torch.Tensor:
+    """(N,) int64: the same positions, counted through the padded batch."""
+    return position_mask(tokens, where, width).flatten().nonzero()[:, 0]

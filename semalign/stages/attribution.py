@@ -104,8 +104,8 @@ def attribution_scores(
     totals = [0.0] * len(layers)
 
     def loss(inputs_embeds: Tensor, mask: Tensor, labels: Tensor, where: Tensor) -> Tensor:
-        hidden = decoder.base(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
-        chosen = logits(decoder, hidden[where])
+        output = decoder.base(inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=False)
+        chosen = logits(decoder, output.last_hidden_state[where])
         losses = nn.functional.cross_entropy(chosen.float(), labels[where], reduction="none")
         counts = where.sum(dim=1)[where.nonzero()[:, 0]].to(losses.device)
         return (losses / counts).sum()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,22 +11,22 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from semalign.artifacts.activations import DTYPES, ActivationStore, Column
+from semalign.artifacts.activations import ActivationStore, Column
 from semalign.artifacts.artifact import MANIFEST, Artifact, Cost, Json
 from semalign.artifacts.host import Host
+from semalign.artifacts.shards import DTYPES, ShardWriter, column_bytes
 from semalign.config.sections import Extraction
 from semalign.core.pairing import paper_number
-from semalign.data.batches import length_buckets, pad
+from semalign.data.batches import length_buckets, pad, places
 from semalign.data.dataset import Dataset
-from semalign.data.tokens import Tokens
+from semalign.data.tokens import Tokens, count_positions
 from semalign.files import read_json
 from semalign.models.decoder import capture, find_decoder, run_base
 from semalign.models.memory import Batch, loading, weights
 from semalign.models.partial import stopping_after
 from semalign.models.reference import Model
 from semalign.models.shapes import BYTES
-
-_SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+from semalign.stages.copies import Fetched, behind, sent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,18 +98,16 @@ class Activations(Artifact):
         )
 
     def _memory(self, share: float) -> int:
-        """Peak bytes with a share of the model's weights: a batch, and the rows of a shard of all
-        columns, of which one is joined and written at a time.
+        """Peak bytes with a share of the model's weights: what a batch computes, its hidden states
+        in all columns, and the rows of the one before, which are written meanwhile.
         """
         settings, longest = self.extraction, max(1, self.rows.longest)
         examples = min(len(self.rows), settings.shard_examples)
         batch = Batch(self.model, max(1, min(examples, settings.batch_tokens // longest)), longest)
-        positions = _largest_shard(self.rows.positions(self.positions), settings.shard_examples)
-        column = positions * self.model.width * BYTES[self.dtype]
-        columns = len(self.columns)
-        computed = batch.forward + columns * (batch.states + column)
-        held = int(share * weights(self.model)) + max(computed, (columns + 3) * column)
-        return max(loading(self.model, share=share), held)
+        states = len(self.columns) * batch.states
+        rows = states * BYTES[self.dtype] // BYTES[self.model.dtype]
+        held = states + rows + max(batch.forward, rows)  # those of the batch follow its pass
+        return max(loading(self.model, share=share), int(share * weights(self.model)) + held)
 
     def bytes_kept(self, folder: Path) -> int:
         return sum(
@@ -173,30 +169,6 @@ class Activations(Artifact):
         return [f"layers (counted from 1): {layers}", f"{size / 1e6:.1f} MB"]
 
 
-@functools.lru_cache(maxsize=64)
-def _largest_shard(rows: tuple[int, ...], shard_examples: int) -> int:
-    """Rows of the shard that has the most."""
-    starts = range(0, len(rows), shard_examples)
-    return max((sum(rows[start : start + shard_examples]) for start in starts), default=0)
-
-
-@functools.lru_cache(maxsize=64)
-def column_bytes(rows: tuple[int, ...], shard_examples: int, width: int, dtype: str) -> int:
-    """Of one column on disk, to the byte, with so many rows an example.
-
-    A shard is a safetensors file: 8 bytes for the length of its header, the header (JSON, padded to
-    8 bytes), then the numbers.
-    """
-    size = 0
-    for start in range(0, len(rows), shard_examples):
-        shape = [sum(rows[start : start + shard_examples]), width]
-        data = shape[0] * width * BYTES[dtype]
-        tensor = {"dtype": _SAFETENSORS[dtype], "shape": shape, "data_offsets": [0, data]}
-        header = len(json.dumps({"rows": tensor}, separators=(",", ":")))
-        size += 8 + 8 * math.ceil(header / 8) + data
-    return size
-
-
 class Prefix(Activations):
     """The student's inputs of its first trained layers: what the layers below compute, once."""
 
@@ -220,29 +192,34 @@ def extract_shard(
     """Write `columns` of one shard; returns its row count.
 
     tokens: the shard's examples, in order. One forward pass serves all columns, and no layer above
-    the deepest of them is run. Memory: batch_tokens * D per column on the device, and the shard's
-    rows on the host.
+    the deepest of them is run. A batch's rows come to main memory, and go on to their places in the
+    files, while the next is computed. Memory: batch_tokens * D per column of two batches.
     """
     decoder = find_decoder(model)
-    kept: dict[Column, list[torch.Tensor | None]] = {c: [None] * len(tokens) for c in columns}
-    device = next(model.parameters()).device
-    dtype = DTYPES[store.dtype]
-    deepest = max(column.layer for column in columns)
+    device, dtype = next(model.parameters()).device, DTYPES[store.dtype]
     wanted = [(column.layer, column.interface) for column in columns]
-    with stopping_after(decoder, deepest), capture(decoder, wanted) as seen:
+    # what goes into a layer is computed by those below it
+    deepest = max(column.layer - (column.interface == "input") for column in columns)
+    lengths = [count_positions(e.align_positions(store.positions)) for e in tokens]
+    with (
+        store.writer(columns, shard, lengths, width=decoder.lm_head.weight.shape[1]) as writer,
+        behind() as begin,
+        stopping_after(decoder, deepest),
+        capture(decoder, wanted) as seen,
+    ):
         for batch in length_buckets(tokens, batch_tokens):
             members = [tokens[index] for index in batch]
             ids, mask = pad(members, pad_id=0)
-            run_base(decoder, ids.to(device), mask.to(device))
-            for column in columns:
-                hidden = seen[(column.layer, column.interface)]
-                for row, index in enumerate(batch):
-                    where = tokens[index].align_positions(store.positions)
-                    # clone: a slice would keep the whole padded batch alive
-                    kept[column][index] = hidden[row, where].to("cpu", dtype, copy=True)
-    rows = 0
-    for column, parts in kept.items():
-        joined = torch.cat([part for part in parts if part is not None])
-        store.write(column, shard, joined)
-        rows = len(joined)
-    return rows
+            chosen = places(members, lambda e: e.align_positions(store.positions), ids.shape[1])
+            run_base(decoder, sent(ids, device), sent(mask, device))
+            rows = (_chosen(seen[key], chosen).to(dtype) for key in wanted)
+            begin(functools.partial(_write, writer, batch, [Fetched(column) for column in rows]))
+    return sum(lengths)
+
+
+def _write(writer: ShardWriter, batch: Sequence[int], columns: Sequence[Fetched]) -> None:
+    writer.put(batch, [column.wait() for column in columns])
+
+
+def _chosen(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return hidden.flatten(0, 1).index_select(0, sent(places, hidden.device))

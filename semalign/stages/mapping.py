@@ -187,14 +187,11 @@ class Map(Artifact):
         if self.how.uses_bases:
             places = map(host.workspace.place, self.needs())
             student, teacher = (
-                Bases.read(place)[:, ids].to(host.device)
+                chosen(Bases.read(place).to(host.device), 1, ids)
                 for place, (_, ids) in zip(places, sides, strict=True)
             )
         else:
-            student, teacher = (
-                read_lm_head(m.path, trust_remote_code=m.trust_remote_code)[ids].to(host.device)
-                for m, ids in sides
-            )
+            student, teacher = (chosen(_head(m).to(host.device), 0, ids) for m, ids in sides)
         built = Transport.build(student, teacher, self.how, top_k=self.alignment.top_k)
         built.to(torch.device("cpu")).save(folder / _FILE)
         return {}
@@ -208,3 +205,14 @@ class Map(Artifact):
     @staticmethod
     def read(folder: Path) -> Transport:
         return Transport.load(folder / _FILE)
+
+
+def chosen(tensor: Tensor, dim: int, ids: Tensor) -> Tensor:
+    """The rows or columns of these ids, on the tensor's device; itself where that is all of it."""
+    if torch.equal(ids, torch.arange(tensor.shape[dim])):
+        return tensor
+    return tensor.index_select(dim, ids.to(tensor.device))
+
+
+def _head(model: Model) -> Tensor:
+    return read_lm_head(model.path, trust_remote_code=model.trust_remote_code)

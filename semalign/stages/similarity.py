@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from semalign.artifacts.artifact import Artifact, Cost, Json
 from semalign.artifacts.host import Host
 from semalign.core.similarity import MinibatchCKA
-from semalign.data.batches import pad, position_mask
+from semalign.data.batches import pad, places
 from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens, count_positions
 from semalign.files import read_json, write_json
@@ -127,6 +127,5 @@ def _blocks(decoder: Decoder, tokens: Sequence[Tokens], rows: Tensor) -> list[Te
     wanted = [(layer, "block") for layer in range(len(decoder.layers))]
     with capture(decoder, wanted) as seen:
         run_base(decoder, ids, mask)
-    where = position_mask(tokens, lambda e: e.align_positions("all"), ids.shape[1])
-    places = where.flatten().nonzero()[:, 0][rows]
-    return [seen[key].flatten(0, 1)[places.to(seen[key].device)] for key in wanted]
+    chosen = places(tokens, lambda e: e.align_positions("all"), ids.shape[1])[rows]
+    return [seen[key].flatten(0, 1)[chosen.to(seen[key].device)] for key in wanted]

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from semalign.core.losses import OBJECTIVES, chunked_sum, cross_entropy_sum, kl_divergence_sum
-from semalign.data.batches import pad, position_mask
 from semalign.data.tokens import Tokens, count_positions
 from semalign.models.decoder import capture, find_decoder, logits, run_base
 from semalign.models.partial import run_from
+from semalign.stages.copies import Ahead
+from semalign.stages.microbatch import MicroBatch, gathered
 from semalign.stages.supervision import Supervision
 
 CHUNK = 256  # rows whose logits are held at a time
@@ -30,6 +31,7 @@ class SupervisedStudent(nn.Module):
         self.supervision = supervision
         self._objective = OBJECTIVES.find(supervision.loss.objective, "loss.objective")
         self._decoder = find_decoder(model)
+        self._ahead = Ahead[MicroBatch]()
 
     def counts(self, batch: Sequence[int]) -> dict[str, int]:
         """What each term of the loss is averaged over, in a whole batch of examples."""
@@ -53,41 +55,47 @@ class SupervisedStudent(nn.Module):
             return list(batch)
         return [e for e in batch if self.supervision.tokens[e].labelled]
 
+    def prepare(self, examples: list[int]) -> None:
+        """Begin to read what a pass of the examples will need, while a GPU works."""
+        if self._device.type == "cuda":
+            self._ahead.begin(self._gather, examples)
+
+    def micro_batch(self, examples: list[int]) -> MicroBatch:
+        """What a pass of the examples reads, on the model's device."""
+        return self._ahead.take(self._gather, examples).to(self._device)
+
     def forward(self, examples: list[int]) -> dict[str, Tensor]:
         """The sum of each term over `examples`; the alignment's is the mean over its targets."""
-        data, decoder = self.supervision, self._decoder
-        device = next(self.model.parameters()).device
-        tokens = [data.tokens[e] for e in examples]
-        hidden, mask, ids = self._inputs(examples, device)
-        dtype = self._dtype
-        where = position_mask(tokens, self._aligned, ids.shape[1]).to(device)
+        data, decoder, dtype = self.supervision, self._decoder, self._dtype
+        batch = self.micro_batch(examples)
+        hidden = batch.hidden(dtype)
         wanted = [(target.student, target.interface) for target in data.targets]
         # trained weights are float32; products run in the dtype of the others
-        mixed = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        mixed = torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32)
         with mixed, capture(decoder, wanted) as seen:
             if hidden is None:
-                final = run_base(decoder, ids, mask)
+                final = run_base(decoder, batch.ids, batch.mask)
             else:
-                final = run_from(decoder, data.first_layer, hidden, mask)
+                final = run_from(decoder, data.first_layer, hidden, batch.mask)
         sums, loss = {}, data.loss
         if loss.alpha > 0:
-            lengths = where.sum(dim=1).tolist()
             parts = [
-                self._alignment(seen[key][where], target.rows(examples).to(device), lengths)
-                for target, key in zip(data.targets, wanted, strict=True)
+                self._alignment(_rows(seen[key], batch.aligned), target.mixed(rows), batch.lengths)
+                for target, key, rows in zip(data.targets, wanted, batch.targets, strict=True)
             ]
             sums["alignment"] = torch.stack(parts).mean()
         if loss.beta > 0:
-            chosen = position_mask(tokens, lambda e: e.supervised_positions, ids.shape[1])
-            chosen = chosen.to(device)
             with mixed:
-                scores = logits(decoder, final[chosen])
-            sums["cross_entropy"] = cross_entropy_sum(scores, ids.roll(-1, 1)[chosen])
+                scores = logits(decoder, _rows(final, batch.supervised))
+            sums["cross_entropy"] = cross_entropy_sum(scores, batch.labels)
         if loss.gamma > 0:
-            assert data.final is not None
-            teacher = torch.cat([data.final[e] for e in examples]).to(device)
-            sums["divergence"] = chunked_sum(self._divergence, final[where], teacher, chunk=CHUNK)
+            assert batch.final is not None
+            aligned = _rows(final, batch.aligned)
+            sums["divergence"] = chunked_sum(self._divergence, aligned, batch.final, chunk=CHUNK)
         return sums
+
+    def _gather(self, examples: list[int]) -> MicroBatch:
+        return gathered(self.supervision, examples, self._device)
 
     def _alignment(self, h: Tensor, target: Tensor, lengths: list[int]) -> Tensor:
         """Sum of the objective over the rows of one target: h (N, D_S), target (N, D_T)."""
@@ -111,16 +119,11 @@ class SupervisedStudent(nn.Module):
         """The frozen weights': trained ones may differ, and the store too."""
         return next(p.dtype for p in self.model.parameters() if not p.requires_grad)
 
-    def _inputs(
-        self, examples: list[int], device: torch.device
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The first trained layer's input (B, T, D) if it is stored, mask and ids (B, T)."""
-        data = self.supervision
-        ids, mask = pad([data.tokens[e] for e in examples], 0)
-        if data.inputs is None:
-            return None, mask.to(device), ids.to(device)
-        rows = [data.inputs[e] for e in examples]
-        hidden = torch.zeros((*ids.shape, rows[0].shape[1]), dtype=self._dtype)
-        for i, row in enumerate(rows):
-            hidden[i, : len(row)] = row
-        return hidden.to(device), mask.to(device), ids.to(device)
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def _rows(states: Tensor, places: Tensor) -> Tensor:
+    """Rows (N, D) of states (B, T, D) at places that count through the batch."""
+    return states.flatten(0, 1).index_select(0, places)

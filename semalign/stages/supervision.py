@@ -15,6 +15,7 @@ from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import Pair
 from semalign.data.tokens import Tokens
 from semalign.models.decoder import capped
+from semalign.stages.copies import joined
 from semalign.stages.mapping import Transport
 
 
@@ -42,20 +43,16 @@ class Target:
     readers: tuple[Reader, ...]
     weights: tuple[float, ...]
 
-    def rows(self, examples: Sequence[int]) -> Tensor:
-        """The teacher's rows (positions, D_T) of the examples, one after the other, float32."""
-        return torch.cat(
-            [
-                sum(
-                    (
-                        w * reader[e].float()
-                        for w, reader in zip(self.weights, self.readers, strict=True)
-                    ),
-                    start=torch.zeros(()),
-                )
-                for e in examples
-            ]
-        )
+    def stored(self, examples: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Each reader's rows (N, D_T) of the examples, one after the other, as they are stored; in
+        main memory, ready to be sent to `device`.
+        """
+        return [joined([reader[e] for e in examples], device) for reader in self.readers]
+
+    def mixed(self, stored: Sequence[Tensor]) -> Tensor:
+        """The mix (N, D_T) of each reader's rows, float32, where they are."""
+        parts = (w * rows.float() for w, rows in zip(self.weights, stored, strict=True))
+        return sum(parts, start=torch.zeros(()))
 
 
 def final_column(num_layers: int) -> Column:

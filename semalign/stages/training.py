@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from semalign.config.sections import Loss, Training
 from semalign.core.losses import transfer_loss
@@ -120,7 +120,10 @@ def train(
     first = _restore(resume, model, optimizer) if resume else 0
     for epoch in range(first, settings.epochs):
         measured = Epoch(epoch=epoch + 1, first_step=epoch * per_epoch)
-        batches = global_batches(tokens, settings.batch_size, seed=seed, epoch=epoch)
+        batches = list(global_batches(tokens, settings.batch_size, seed=seed, epoch=epoch))
+        size = settings.micro_batch_size
+        parts = [_micro_batches(student, batch, size, rank, world_size) for batch in batches]
+        following = [micro[0] for micro in parts[1:]]
         with seeded(seed, epoch, rank):
             for offset, batch in enumerate(batches):
                 step = measured.first_step + offset
@@ -129,8 +132,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.zero_grad(set_to_none=True)
-                size = settings.micro_batch_size
-                terms = _backward(wrapped, student, batch, size, rank, world_size)
+                ahead = [*parts[offset][1:], *following[offset : offset + 1]]
+                terms = _backward(wrapped, student, batch, parts[offset], ahead, rank, world_size)
                 value = _total(terms, loss)
                 if not math.isfinite(value):
                     raise _diverged(value, step, [tokens[e] for e in batch])
@@ -146,35 +149,45 @@ def _diverged(value: float, step: int, batch: Sequence[Tokens]) -> Diverged:
     return Diverged(f"loss is {value} at step {step + 1}; examples {names}{more}")
 
 
+def _micro_batches(
+    student: SupervisedStudent, batch: list[int], size: int, rank: int, world_size: int
+) -> list[list[int]]:
+    """This worker's part of a batch, by length; one without examples takes part with the first."""
+    mine = student.useful(batch)[rank::world_size]
+    mine = sorted(mine, key=lambda e: len(student.supervision.tokens[e].ids)) or batch[:1]
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+
 def _backward(
     wrapped: nn.Module,
     student: SupervisedStudent,
     batch: list[int],
-    size: int,
+    micro: list[list[int]],
+    ahead: list[list[int]],
     rank: int,
     world_size: int,
 ) -> dict[str, float | None]:
     """Accumulate this worker's part of the gradient; the mean of each term over the global batch,
-    None where the batch has nothing that the term looks at.
+    None where the batch has nothing that the term looks at. While a GPU computes, what comes after
+    each micro-batch is read `ahead`.
     """
     counts = student.counts(batch)
-    useful = student.useful(batch)
-    mine = sorted(useful[rank::world_size], key=lambda e: len(student.supervision.tokens[e].ids))
-    weight = 1.0 if mine else 0.0  # a worker without examples still takes part in the reduction
-    mine = mine or batch[:1]
-    micro = [mine[i : i + size] for i in range(0, len(mine), size)]
-    totals = torch.zeros(len(counts), dtype=torch.float64)
+    weight = 1.0 if rank < len(student.useful(batch)) else 0.0
+    device = next(wrapped.parameters()).device
+    totals = torch.zeros(len(counts), dtype=torch.float64, device=device)
     for index, examples in enumerate(micro):
         last = index == len(micro) - 1
         quiet = contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync()
         with quiet:
             sums = wrapped(examples)
+            if index < len(ahead):
+                student.prepare(ahead[index])
             means = {name: sums[name] / max(1, count) for name, count in counts.items()}
             part = _total(means, student.supervision.loss)
             (part * weight * world_size).backward()  # DDP averages over workers; Eq. 3-4 sum
-        totals += weight * torch.stack([sums[name].detach().double() for name in counts]).cpu()
+        totals += weight * torch.stack([sums[name].detach().double() for name in counts])
     if world_size > 1:
-        totals = _all_reduce(totals, next(wrapped.parameters()).device)
+        dist.all_reduce(totals)
     return {
         name: total / count if count else None
         for (name, count), total in zip(counts.items(), totals.tolist(), strict=True)
@@ -195,12 +208,6 @@ def _named(terms: dict[str, float | None], loss: Loss) -> dict[str, float]:
         "divergence": "kl_divergence",
     }
     return {names[t]: math.nan if value is None else value for t, value in terms.items()}
-
-
-def _all_reduce(sums: Tensor, device: torch.device) -> Tensor:
-    sums = sums.to(device)
-    dist.all_reduce(sums)
-    return sums.cpu()
 
 
 def _save(

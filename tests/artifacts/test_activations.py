@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from semalign.artifacts.activations import ActivationStore, Column
 from semalign.data.tokens import Tokens
@@ -37,11 +38,21 @@ def rows_of(shard: range, width: int = 4) -> torch.Tensor:
     return torch.tensor(values)[:, None].expand(-1, width)
 
 
+def lengths_of(store: ActivationStore, shard: int) -> list[int]:
+    return [len(TOKENS[e].ids) for e in store.shard_of(shard)]
+
+
+def write(store: ActivationStore, column: Column, shard: int) -> None:
+    lengths, rows = lengths_of(store, shard), rows_of(store.shard_of(shard)).to(torch.bfloat16)
+    with store.writer([column], shard, lengths, width=4) as writer:
+        writer.put(range(len(lengths)), [rows])
+
+
 def filled(path: Path, columns: tuple[Column, ...] = (COLUMN,)) -> ActivationStore:
     store = open_store(path)
     for column in columns:
         for shard in range(store.num_shards):
-            store.write(column, shard, rows_of(store.shard_of(shard)))
+            write(store, column, shard)
     store.commit(columns)
     return store
 
@@ -71,10 +82,47 @@ def test_reading_is_a_memory_map(tmp_path: Path) -> None:
     assert reader[0].untyped_storage().data_ptr() == reader[1].untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_files_are_those_of_safetensors(tmp_path: Path, dtype: str) -> None:
+    """Of two columns, whose rows come out of order; one example has none."""
+    lengths, order, columns = [3, 0, 5, 2], ([3], [1, 2], [0]), [COLUMN, Column(1, "attn")]
+    store = open_store(tmp_path / "store", dtype=dtype, shard_examples=4)
+    rows = [torch.randn(sum(lengths), 7).to(getattr(torch, dtype)) for _ in columns]
+    with store.writer(columns, 0, lengths, width=7) as writer:
+        for examples in order:
+            parts = [[r.split(lengths)[e] for e in examples] for r in rows]
+            writer.put(examples, [torch.cat(part) for part in parts])
+    for column, expected in zip(columns, rows, strict=True):
+        save_file({"rows": expected}, tmp_path / "whole")
+        assert store.shard_path(column, 0).read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_shard_without_rows_is_a_file(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    with store.writer([COLUMN], 0, [0, 0], width=4) as writer:
+        writer.put([1, 0], [torch.zeros((0, 4), dtype=torch.bfloat16)])
+    save_file({"rows": torch.zeros((0, 4), dtype=torch.bfloat16)}, tmp_path / "whole")
+    assert store.shard_path(COLUMN, 0).read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_an_error_while_rows_come_leaves_no_file(tmp_path: Path) -> None:
+    store, columns = open_store(tmp_path), [COLUMN, Column(1, "attn")]
+    rows = torch.zeros((3, 4), dtype=torch.bfloat16)
+    with (
+        pytest.raises(ZeroDivisionError),
+        store.writer(columns, 0, lengths_of(store, 0), width=4) as writer,
+    ):
+        writer.put([0], [rows, rows])
+        assert store.missing(columns).keys() == {0, 1, 2}
+        _ = 1 / 0
+    assert not [*tmp_path.rglob("*.safetensors*")]
+    assert store.missing(columns)[0] == sorted(columns)
+
+
 def test_only_missing_shards_and_columns_are_asked_for(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     assert store.missing([COLUMN]) == {0: [COLUMN], 1: [COLUMN], 2: [COLUMN]}
-    store.write(COLUMN, 1, rows_of(store.shard_of(1)))
+    write(store, COLUMN, 1)
     assert store.missing([COLUMN]) == {0: [COLUMN], 2: [COLUMN]}
     other = Column(1, "mlp")
     store = filled(tmp_path)
@@ -83,7 +131,7 @@ def test_only_missing_shards_and_columns_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_column_counts_only_when_committed(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    store.write(COLUMN, 0, rows_of(store.shard_of(0)))
+    write(store, COLUMN, 0)
     with pytest.raises(UserError, match=r"no column mlp\.3 .*holds nothing"):
         store.reader(COLUMN, TOKENS)
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from semalign.data.batches import length_buckets, pad, position_mask
+from semalign.data.batches import length_buckets, pad, places, position_mask
 from semalign.data.tokens import Tokens, fingerprint, prompt_ids, starts, tokenise
 from semalign.errors import UserError
 from semalign.models.loading import load_tokenizer
@@ -81,6 +81,7 @@ def test_padding_is_on_the_right() -> None:
         [True, True, False],
         [True, False, False],
     ]
+    assert places(rows, lambda e: e.supervised_positions, 3).tolist() == [0, 1, 3]
 
 
 CODE = 'def one():\n    """One."""\n'

@@ -118,11 +118,12 @@ def answers(student: SupervisedStudent, rows: list[Tokens]) -> Tensor:
     """What the model in memory makes of the token after each prompt (rows, V)."""
     student.eval()
     decoder = find_decoder(student.model)
-    hidden, mask, ids = student._inputs(list(range(len(rows))), CPU)
+    batch = student.micro_batch(list(range(len(rows))))
+    hidden = batch.hidden(next(student.parameters()).dtype)
     if hidden is None:
-        final = run_base(decoder, ids, mask)
+        final = run_base(decoder, batch.ids, batch.mask)
     else:
-        final = run_from(decoder, student.supervision.first_layer, hidden, mask)
+        final = run_from(decoder, student.supervision.first_layer, hidden, batch.mask)
     return logits(decoder, final[range(len(rows)), [row.prompt_length - 1 for row in rows]])
 
 

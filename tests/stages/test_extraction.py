@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from semalign.artifacts.activations import ActivationStore, Column
+from semalign.artifacts.shards import ShardWriter
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 from semalign.models.decoder import capture, find_decoder, run_base
@@ -77,3 +79,68 @@ def test_only_the_last_layer_has_final_states(family: dict[str, Path]) -> None:
         capture(decoder, [(1, "final")]),
     ):
         pass
+
+
+def test_the_input_of_a_layer_runs_no_layer_above(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    model = load_model(family["teacher"], dtype="float32", num_layers=3)
+    ran: list[int] = []
+    for index, layer in enumerate(find_decoder(model).layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for layer in (2, 0):
+        ran.clear()
+        store = store_of(tmp_path / str(layer), tokens, "all")
+        extract_shard(model, store, 0, [Column(layer, "input")], tokens[:4], batch_tokens=10_000)
+        assert ran == list(range(layer))
+
+
+def test_an_error_between_batches_leaves_no_file(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    """One in a pass, and one of the thread that writes."""
+    model = load_model(family["teacher"], dtype="float32", num_layers=3)
+    columns = [Column(1, "mlp"), Column(2, "attn")]
+    passes: list[int] = []
+
+    def fail(*_: object) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+
+    handle = find_decoder(model).layers[1].register_forward_hook(fail)
+    store = store_of(tmp_path / "pass", tokens, "all")
+    with pytest.raises(KeyboardInterrupt):
+        extract_shard(model, store, 0, columns, tokens[:4], batch_tokens=1)
+    handle.remove()
+    assert len(passes) == 3 and not [*store.path.rglob("*.safetensors*")]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = store_of(tmp_path / "thread", tokens, "all")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(ShardWriter, "put", full)
+        extract_shard(model, store, 0, columns, tokens[:4], batch_tokens=1)
+    assert not [*store.path.rglob("*.safetensors*")]
+
+
+def test_bytes_do_not_depend_on_the_batches_order_in_the_file(
+    family: dict[str, Path], tokens: list[Tokens], tmp_path: Path
+) -> None:
+    """A batch of one example at a time, from short to long, against all rows saved at once."""
+    model = load_model(family["teacher"], dtype="float32", num_layers=3)
+    decoder, columns = find_decoder(model), [Column(2, "mlp"), Column(0, "input")]
+    store = store_of(tmp_path, tokens, "all")
+    members = sorted(tokens[:4], key=lambda e: -len(e.ids))
+    extract_shard(model, store, 0, columns, members, batch_tokens=1)
+    wanted = [(c.layer, c.interface) for c in columns]
+    for key, column in zip(wanted, columns, strict=True):
+        rows = []
+        for example in members:
+            ids = torch.tensor([example.ids])
+            with torch.no_grad(), capture(decoder, wanted) as seen:
+                run_base(decoder, ids, torch.ones_like(ids))
+            rows.append(seen[key][0])
+        save_file({"rows": torch.cat(rows)}, tmp_path / "whole")
+        assert store.shard_path(column, 0).read_bytes() == (tmp_path / "whole").read_bytes()

@@ -80,8 +80,9 @@ def test_targets_mix_teacher_layers() -> None:
     counts = [len(row.ids) for row in rows]
     low, high = (Reader([torch.full((3, 4), value)], counts, 2) for value in (1.0, 3.0))
     target = Target(student=0, interface="mlp", readers=(low, high), weights=(0.25, 0.75))
-    assert target.rows([1, 0]).shape == (3, 4)
-    assert target.rows([0]).unique().tolist() == [2.5]
+    cpu = torch.device("cpu")
+    assert target.mixed(target.stored([1, 0], cpu)).shape == (3, 4)
+    assert target.mixed(target.stored([0], cpu)).unique().tolist() == [2.5]
 
 
 def columns(

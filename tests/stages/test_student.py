@@ -209,8 +209,8 @@ def test_only_labelled_examples_have_cross_entropy(
     assert counts["divergence"] == sum(len(t.ids) for t in tokens[:2]) + prompts
     assert student([5])["cross_entropy"].item() == 0
     # the prompt's part of the teacher's rows: causal, so the same as with the answer behind it
-    h = student.supervision.targets[0].rows([5])
-    torch.testing.assert_close(h, whole.supervision.targets[0].rows([5])[: len(h)])
+    [[h]] = student.micro_batch([5]).targets
+    torch.testing.assert_close(h, whole.micro_batch([5]).targets[0][0][: len(h)])
     assert len(h) == tokens[5].prompt_length
 
 
