@@ -34,7 +34,7 @@ demo: setup
 # Without `make real` the tests of real models are skipped and say so.
 test: setup
 	$(BIN)/python -m pytest $(TWICE) --ignore=tests/engine --ignore=tests/jobs
-	$(BIN)/python -m pytest tests/engine
+	$(BIN)/python -m pytest $(TWICE) tests/engine
 	$(BIN)/python -m pytest tests/jobs
 
 check: setup

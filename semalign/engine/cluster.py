@@ -26,6 +26,7 @@ _PROBE_S = 5  # seconds
 _START_WAIT = "RAY_raylet_start_wait_time_s"
 # What Ray raises when a process of its own does not answer in time; it has no class for that.
 _LATE = ("timed out during startup", "raylet_start_wait_time_s", "GCS has become overloaded")
+_ATTEMPTS = 2  # some of Ray's own waits, of 15 seconds, cannot be set
 
 Wanted = dict[str, tuple[float, dict[str, float]]]  # key -> (its value, CPUs and GPUs in all)
 
@@ -44,28 +45,21 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     ours = address is None and "RAY_ADDRESS" not in os.environ
-    # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
-    local: dict[str, Any] = {
-        "include_dashboard": True,
-        "dashboard_host": "127.0.0.1",
-        "num_cpus": num_cpus,
-    }
-    if ours:
-        # Ray asks for a token by default. Its own it would write to the home directory, where a
-        # later `ray start` takes it up and a later `ray job submit` does not.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray's State API, which Ray Train asks on every run, would look for the cluster in a file
-        # of /tmp that a `ray start` killed long ago may have left, and wait for it in vain.
-        local["dashboard_port"] = port = _free_port()
-        os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        # "local", or Ray would join whatever cluster was started on this machine before
-        where = {"address": "local", **local} if ours else {"address": address}
-        ray.init(logging_level=logging.WARNING, runtime_env=_plugins(), **where)
-    except Exception as error:  # Ray raises bare ones, too
-        ray.shutdown()  # whatever has been started
-        raise not_joined(error, None if ours else address or "auto") from error
+    for attempt in range(_ATTEMPTS if ours else 1):
+        try:
+            # "local", or Ray would join whatever cluster was started on this machine before
+            where = _new_cluster(num_cpus) if ours else {"address": address}
+            ray.init(logging_level=logging.WARNING, runtime_env=_plugins(), **where)
+            break
+        except Exception as error:  # Ray raises bare ones, too
+            ray.shutdown()  # whatever has been started
+            if ours:
+                del os.environ[_API_SERVER]
+            if ours and _is_late(error) and attempt + 1 < _ATTEMPTS:
+                print("[cluster] Ray did not start in time; once more", flush=True)
+                continue
+            raise not_joined(error, None if ours else address or "auto") from error
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's would end the process without a word
@@ -76,6 +70,25 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> Iterator[Non
         ray.shutdown()
         if ours:
             del os.environ[_API_SERVER]
+
+
+def _new_cluster(num_cpus: int | None) -> dict[str, Any]:
+    """What starts a cluster of our own."""
+    # Ray asks for a token by default. Its own it would write to the home directory, where a
+    # later `ray start` takes it up and a later `ray job submit` does not.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Ray's State API, which Ray Train asks on every run, would look for the cluster in a file
+    # of /tmp that a `ray start` killed long ago may have left, and wait for it in vain.
+    port = _free_port()
+    os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
+    return {
+        "address": "local",
+        "num_cpus": num_cpus,
+        # the dashboard is needed: Ray Train asks it which placement groups a dead driver has left
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+    }
 
 
 @contextmanager
@@ -98,7 +111,7 @@ def not_joined(error: Exception, address: str | None) -> UserError | Failed:
             f"{named if address else 'Ray'}: the token was not accepted; set RAY_AUTH_MODE=token "
             "and RAY_AUTH_TOKEN to the token that the cluster's head was started with"
         )
-    if any(text in reason for text in _LATE):
+    if _is_late(error):
         return Failed(
             f"{named if address else 'Ray'}: it did not start in time, as on a machine that is "
             "busy or short of memory; run again when there is less load, or give it longer: "
@@ -109,6 +122,10 @@ def not_joined(error: Exception, address: str | None) -> UserError | Failed:
     if "ersion mismatch" in reason:
         return UserError(f"{named}: {reason}")
     return UserError(f"{named}: no Ray cluster answers there ({reason})")
+
+
+def _is_late(error: Exception) -> bool:
+    return any(text in one_line(error, limit=300) for text in _LATE)
 
 
 def _wants_token(address: str) -> bool:

@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.engine.cluster import check_sweep, held_gpus, not_joined
+from semalign.engine.cluster import check_sweep, connect, held_gpus, not_joined
 from semalign.errors import Failed, UserError
 from tests.engine.faults import wait_for
 
@@ -126,6 +126,45 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyP
     versions = RuntimeError("Version mismatch: The cluster was started with: Ray: 2.9")
     assert str(not_joined(versions, "127.0.0.1:1")).startswith(
         "cluster.address=127.0.0.1:1: Version mismatch: The"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "address", "times"),
+    [
+        ("The current node timed out during startup", None, 2),
+        ("Failed to start the dashboard", None, 1),
+        ("The current node timed out during startup", "127.0.0.1:1", 1),
+    ],
+)
+def test_a_late_start_of_our_own_is_tried_once_more(
+    raised: str,
+    address: str | None,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tried = []
+
+    def init(**where: object) -> None:
+        tried.append(where)
+        raise Exception(raised)
+
+    for name, replaced in {
+        "is_initialized": lambda: False,
+        "init": init,
+        "shutdown": lambda: None,
+    }.items():
+        monkeypatch.setattr(ray, name, replaced)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # connect would leave one
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises((Failed, UserError)), connect(address):
+        raise AssertionError("joined")
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+    assert len(tried) == times
+    assert capsys.readouterr().out.count("[cluster] Ray did not start in time; once more") == (
+        times - 1
     )
 
 
