@@ -249,7 +249,7 @@ def training_operations(setting: Setting, tokens: Sequence[Tokens], adapter: int
 
 
 def measure_peak(run: Run) -> list[Row]:
-    """The rate of a square product in each dtype, and of a copy on the device."""
+    """The rate of a square product in each dtype, of copies, and of writing to a file."""
     setting = run.setting
     device, n = setting.device, setting.square
     rows: list[Row] = []
@@ -268,6 +268,14 @@ def measure_peak(run: Run) -> list[Row]:
     page = torch.zeros(4 * n * n, dtype=torch.uint8)
     rate = page.nbytes / timed(lambda: page.to(device, copy=True), device, repeats=5)
     rows.append({"measured": "from ordinary memory to the device", "GB/s": rate / GB})
+    with tempfile.TemporaryFile() as file:
+
+        def write() -> None:
+            file.seek(0)
+            file.write(page.numpy())
+
+        rate = page.nbytes / timed(write, device, repeats=5)
+    rows.append({"measured": "to a file", "GB/s": rate / GB})
     return rows
 
 
