@@ -23,7 +23,7 @@ setup: $(VENV)/.ready
 # CUDA break an import of transformers beside a CPU torch.
 $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_INDEX) $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
