@@ -44,14 +44,14 @@ class Batch:
         """Bytes that one layer keeps for a backward pass to its input, and where it is `trained` to
         its weights: then the inputs of its matrices too, in float32.
 
-        Of both norms the input; queries, keys, values and output of attention; of the MLP the gate,
-        its activation and what that is multiplied by.
+        Of every norm the input, in float32; queries, keys, values and output of attention; of the
+        MLP the gate, its activation and what that is multiplied by.
         """
         shape = self.model.shape
-        norms = 2 * shape.width * (self._size + 2 * WIDE * (self._size < WIDE))
         inner = (4 * shape.attention + 3 * shape.intermediate) * self._size
         inputs = 2 * shape.width + shape.attention + shape.intermediate
-        return self.rows * self.length * (norms + inner + self._scores(2) + trained * WIDE * inputs)
+        numbers = shape.norms + trained * inputs
+        return self.rows * self.length * (WIDE * numbers + inner + self._scores(2))
 
     @property
     def _size(self) -> int:

@@ -39,7 +39,8 @@ def _skeleton(kind: Any, content: str, trust_remote_code: bool) -> nn.Module:
 class Shape:
     """Numbers of weights: of one layer, of the embedding (0 when tied) and of the LM head.
 
-    `attention` is the width of all heads together, `intermediate` that of the MLP.
+    `attention` is the width of all heads together, `intermediate` that of the MLP, `norms` that of
+    all norms of a layer together.
     """
 
     layers: int
@@ -47,6 +48,7 @@ class Shape:
     vocabulary: int
     attention: int
     intermediate: int
+    norms: int
     per_layer: int
     embedding: int
     head: int
@@ -72,8 +74,21 @@ def shape_of(config: Any) -> Shape:
         width=head.shape[1],
         vocabulary=head.shape[0],
         attention=layer.self_attn.o_proj.weight.shape[1],
-        intermediate=max((m.out_features for m in linear), default=head.shape[1]),
+        # an input: gate and up are one matrix in some families
+        intermediate=max((m.in_features for m in linear), default=head.shape[1]),
+        norms=_norm_widths(layer, head.shape[1]),
         per_layer=sum(p.numel() for p in layer.parameters()),
         embedding=0 if config.tie_word_embeddings else head.numel(),
         head=head.numel(),
     )
+
+
+def _norm_widths(layer: nn.Module, width: int) -> int:
+    """Numbers of a token that a layer's norms take: one of queries or keys, those of all heads."""
+    widths = 0
+    for name, module in layer.named_modules():
+        if type(module).__name__.endswith("Norm"):
+            source = name.rpartition(".")[2].replace("_norm", "_proj")
+            projection = getattr(layer.self_attn, source, None)
+            widths += projection.out_features if isinstance(projection, nn.Linear) else width
+    return widths
