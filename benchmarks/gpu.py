@@ -314,6 +314,7 @@ def measure_bases(run: Run) -> list[Row]:
             # 1 - cos of unit vectors is |difference|^2 / 2: no digits are lost
             difference = ways[row["way"]](weight) - exact
             row["1 - cosine, worst"] = difference.square().sum(dim=0).max().item() / 2
+        del exact, difference  # or the next head's peaks would hold them
     return rows
 
 
