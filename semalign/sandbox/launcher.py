@@ -7,7 +7,6 @@ import functools
 import marshal
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.sandbox.isolation import landlock_ruleset, syscall_filter
-from semalign.sandbox.root import PYTHON, enter_script, shown, tool
+from semalign.sandbox.root import PYTHON, enter_script, found_tool, shown, tool
 
 STRONGEST, WEAKEST = 1, 3  # tiers, see run.py
 _START_LIMIT_S = 60.0  # for the machine, not the program, whose own clock starts with "ready"
@@ -58,7 +57,7 @@ class Launcher:
 
 def in_namespaces() -> list[Launcher]:
     """The launchers into namespaces that may work on this machine."""
-    if not all(map(shutil.which, ("unshare", "setpriv", "mount", "chroot", "sh"))):
+    if not all(map(found_tool, ("unshare", "setpriv", "mount", "chroot", "sh"))):
         return []
     spaces = ("--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child")
     user = [Launcher(1, ("--user", "--map-root-user", *spaces))]

@@ -41,7 +41,7 @@ def enter_script() -> str:
             ),
             "mount -t tmpfs -o mode=1777,size=16m,nr_inodes=1k,nosuid,nodev scratch tmp",
             "mount -o remount,ro,nosuid /proc",
-            "chroot . " + " ".join(command),
+            f"{tool('chroot')} . " + " ".join(command),
             "exit 0",
         ]
     )
@@ -53,12 +53,17 @@ def shown() -> tuple[Path, ...]:
     prefix = Path(sys.base_prefix).resolve()
     python = PYTHON if prefix in (Path("/usr"), Path("/")) else prefix
     libraries = [Path(path) for path in _LIBRARIES if Path(path).exists()]
-    tools = [Path(tool("setpriv"))] if shutil.which("setpriv") else []
+    tools = [Path(tool("setpriv"))] if found_tool("setpriv") else []
     return (*libraries, *tools, python)
+
+
+def found_tool(name: str) -> str | None:
+    """The path of a program, also where only root's PATH has its folder (chroot); None without."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
 
 
 def tool(name: str) -> str:
     """The path of a program that is known to be installed."""
-    path = shutil.which(name)
+    path = found_tool(name)
     assert path is not None, "the probe has seen it"
     return str(Path(path).resolve())

@@ -17,6 +17,7 @@ from semalign.sandbox import launcher
 from semalign.sandbox import run as sandbox
 from semalign.sandbox.launcher import WEAKEST, Launcher
 from semalign.sandbox.program import Program
+from semalign.sandbox.root import found_tool
 from semalign.sandbox.run import Verdict, probe_tier, require_tier
 
 TIER_1 = pytest.mark.skipif("probe_tier() > 1", reason="namespaces cannot be made on this machine")
@@ -292,13 +293,23 @@ def test_the_weakest_tier_still_judges_and_limits(monkeypatch: pytest.MonkeyPatc
         sandbox.run(Program(solution="", tests=""), min_tier=1)
 
 
+def test_tools_are_found_where_only_roots_path_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's users have no /usr/sbin in their PATH, where chroot is."""
+    wanted = {name: found_tool(name) for name in ("chroot", "mount", "sh")}
+    if not all(wanted.values()):
+        pytest.skip("util-linux and coreutils are not installed")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert {name: found_tool(name) is not None for name in wanted} == dict.fromkeys(wanted, True)
+    assert found_tool("no-such-program") is None
+
+
 def test_min_tier_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert require_tier(WEAKEST) == probe_tier()
     with pytest.raises(UserError, match="expected 1 to 3, found 0"):
         require_tier(0)
     sandbox._probe.cache_clear()
     monkeypatch.setattr(sandbox, "landlock_version", lambda: 0)
-    monkeypatch.setattr(launcher.shutil, "which", lambda name: None)
+    monkeypatch.setattr(launcher, "found_tool", lambda name: None)
     try:
         with pytest.raises(
             UserError, match=r"namespaces cannot be made .* tier 2: Landlock 3 is not"
