@@ -129,6 +129,20 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyP
     )
 
 
+def test_a_worker_of_ray_keeps_its_imports_light(ray_cluster: None) -> None:
+    """The process that asks for it does not change."""
+
+    def absent() -> bool:
+        from transformers.utils import is_sklearn_available
+
+        import semalign.engine  # noqa: F401
+
+        return not is_sklearn_available()
+
+    assert ray.get(ray.remote(absent).remote())
+    assert not absent()
+
+
 @pytest.mark.parametrize(
     ("raised", "address", "times"),
     [
