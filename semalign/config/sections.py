@@ -303,7 +303,7 @@ class Sandbox(Settings):
     min_tier: Annotated[int, Field(ge=1, le=3)] = 2
     """Weakest isolation that is accepted: tier 1 isolates most, 3 least."""
     num_workers: Annotated[int, Field(ge=1), RUNTIME] = 8
-    """Programs that run at a time; mostly they wait for the system to start them."""
+    """Programs that run at a time."""
 
 
 class Sampling(Settings):

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +20,9 @@ from semalign.errors import UserError, nearest
 from semalign.models.decoder import find_decoder
 from semalign.models.loading import ADAPTER_CONFIG, load_model, save_model
 from semalign.models.reading import reading
+
+if TYPE_CHECKING:  # takes a second, and is not needed by who reads what an artifact is
+    from peft import PeftModel
 
 LORA_TARGETS = ("up_proj", "down_proj", "v_proj", "o_proj")  # appendix A.2
 _LAYER_WEIGHTS = "layer_weights.safetensors"
@@ -44,6 +46,8 @@ def lora_on_layers(
 
     **Raises** `UserError` if a layer is out of range or has no such linear module.
     """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
@@ -133,6 +137,8 @@ def save_adapter(model: nn.Module, path: str | Path, base_path: str | Path) -> N
     LoRA: adapter_config.json and adapter_model.safetensors. Full layers: layer_weights.safetensors
     and layer_weights.json. The bytes depend only on the weights and the settings.
     """
+    from peft import PeftModel
+
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
@@ -154,6 +160,8 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
 
     **Raises** `UserError` if the folder holds no adapter, or one of another model's shapes.
     """
+    from peft import PeftModel
+
     path = Path(path)
     if (path / ADAPTER_CONFIG).is_file():
         with reading(f"adapter '{path}' does not fit the model"):
@@ -183,6 +191,8 @@ def merge_adapter(
     float32 by default: merged in bfloat16 the weights are rounded once more, and the outputs of the
     merged model differ from those of base and adapter.
     """
+    from peft import PeftModel
+
     adapted: Any = load_adapter(load_model(base_path, dtype=dtype), adapter_path)
     if isinstance(adapted, PeftModel):
         adapted = adapted.merge_and_unload()

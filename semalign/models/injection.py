@@ -13,11 +13,9 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,6 +24,9 @@ from semalign.errors import UserError, nearest
 from semalign.models.decoder import find_decoder
 from semalign.models.loading import save_model
 from semalign.models.shapes import skeleton
+
+if TYPE_CHECKING:  # see models/adapters.py
+    from peft import LoraConfig, PeftModel
 
 FactorPair = tuple[Tensor, Tensor]  # (B, A)
 Site = tuple[int | None, str]
@@ -116,6 +117,8 @@ def inject(
     **Raises** `UserError` if the factors do not fit the model's modules and shapes, or hold no
     blocks that `subtract="block"` needs.
     """
+    from peft import get_peft_model
+
     _check_fit(model, factors, subtract)
     model.requires_grad_(False)
     if subtract == "block":
@@ -173,6 +176,8 @@ def _subtract_blocks(model: nn.Module, blocks: Mapping[str, Tensor]) -> None:
 
 def _lora_config(ranks: Mapping[str, int], dropout: float) -> LoraConfig:
     """A configuration of scale 1; matrices too small for the common rank have their own entry."""
+    from peft import LoraConfig
+
     rank = max(ranks.values())
     clipped = {path: own for path, own in ranks.items() if own != rank}
     return LoraConfig(
@@ -189,6 +194,8 @@ def _lora_config(ranks: Mapping[str, int], dropout: float) -> LoraConfig:
 
 def _adapted_modules(model: PeftModel) -> dict[str, Any]:
     """LoRA modules by their path in the base model."""
+    from peft.tuners.lora import LoraLayer
+
     named = model.get_base_model().named_modules()
     return {path: module for path, module in named if isinstance(module, LoraLayer)}
 

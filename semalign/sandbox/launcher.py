@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import marshal
@@ -22,18 +23,19 @@ from semalign.sandbox.root import PYTHON, enter_script, found_tool, shown, tool
 
 STRONGEST, WEAKEST = 1, 3  # tiers, see run.py
 _START_LIMIT_S = 60.0  # for the machine, not the program, whose own clock starts with "ready"
+_END_LIMIT_S = 1.0
 _LINE_LIMIT = 4096
 _OUR_CALLS = 64  # threads of the same user that may start while a program runs, see _processes
 
-# What goes into the sandbox: these modules, compiled here, and a request on standard input.
-_INSIDE = ("wire", "solution", "checker", "harness")
+# What goes into the sandbox: these modules, compiled here, and settings on standard input.
+_INSIDE = ("wire", "solution", "checker", "harness", "server")
 _BOOT = """
 import marshal, sys
-modules, request = marshal.load(sys.stdin.buffer)
+modules, settings = marshal.load(sys.stdin.buffer)
 for name, code in modules:
     module = sys.modules[name] = type(sys)(name)
     exec(code, vars(module))
-module.start_processes(request)
+module.serve(settings)
 """
 
 
@@ -47,7 +49,7 @@ class Launcher:
 
     tier: int
     namespaces: tuple[str, ...] = ()  # options of unshare; in tier 1 only
-    identity: str = ""  # options of setpriv
+    changes_user: bool = False  # of tier 1: each program has a user id of its own
 
     @property
     def rules(self) -> bool:
@@ -57,12 +59,86 @@ class Launcher:
 
 def in_namespaces() -> list[Launcher]:
     """The launchers into namespaces that may work on this machine."""
-    if not all(map(found_tool, ("unshare", "setpriv", "mount", "chroot", "sh"))):
+    if not all(map(found_tool, ("unshare", "mount", "chroot", "sh"))):
         return []
     spaces = ("--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child")
     user = [Launcher(1, ("--user", "--map-root-user", *spaces))]
-    root = [Launcher(1, spaces, "--reuid {uid} --regid {uid} --clear-groups")]
+    root = [Launcher(1, spaces, changes_user=True)]
     return root + user if os.geteuid() == 0 else user
+
+
+class _Server:
+    """A process inside the sandbox that starts the processes of programs, one at a time."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        with contextlib.ExitStack() as handed:  # closed here as soon as they are inherited
+            self.control, theirs = socket.socketpair()
+            fds = [handed.enter_context(theirs).fileno()]
+            file = handed.enter_context(tempfile.TemporaryFile())
+            errors = handed.enter_context(tempfile.TemporaryFile())
+            ruleset = handed.enter_context(_ruleset(launcher))
+            fds += [] if ruleset is None else [ruleset]
+            settings = {
+                "namespaces": bool(launcher.namespaces),
+                "control": theirs.fileno(),
+                "ruleset": ruleset,
+                "filter": _filter(launcher),
+            }
+            file.write(marshal.dumps((_inside(), settings)))
+            file.seek(0)
+            self.process = _start(launcher, file.fileno(), errors.fileno(), fds)
+            theirs.close()  # or its end would not be seen
+            if self._line(_START_LIMIT_S) != b"ready":
+                self.close()
+                errors.seek(0)
+                why = errors.read()[-500:].decode("utf-8", "replace")
+                raise SandboxError(f"the sandbox (tier {launcher.tier}) did not start: {why}")
+
+    def start(self, request: dict[str, Any]) -> tuple[socket.socket, int]:
+        """Start a program: the channel to its checker, and the leash that ends it.
+
+        Raises SandboxError, and closes the server, where the program does not start.
+        """
+        channel, theirs = socket.socketpair()
+        end, leash = os.pipe()
+        line = b""
+        try:
+            with theirs, contextlib.suppress(OSError):  # the server may be dead
+                socket.send_fds(self.control, [b"."], [theirs.fileno(), end])
+            with contextlib.suppress(OSError):  # TimeoutError is one
+                channel.settimeout(_START_LIMIT_S)
+                channel.sendall(framed(marshal.dumps(request)))
+                line = receive_line(channel, time.monotonic() + _START_LIMIT_S)
+        finally:
+            os.close(end)
+        if line == b"ready":
+            return channel, leash
+        channel.close()
+        os.close(leash)
+        self.close()
+        why = line.removeprefix(b"failed ").decode("utf-8", "replace")
+        raise SandboxError(f"the sandbox did not start a program: {why}")
+
+    def has_ended_it(self) -> bool:
+        """Whether all processes of the program have ended, for which it waits a moment."""
+        return self._line(_END_LIMIT_S) == b"."
+
+    def close(self) -> None:
+        """End the server and all that it has started."""
+        self.control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_LIMIT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _line(self, limit_s: float) -> bytes:
+        with contextlib.suppress(TimeoutError):
+            return receive_line(self.control, time.monotonic() + limit_s)
+        return b""
+
+
+_idle: dict[Launcher, list[_Server]] = {}  # that started, and serve the next programs
 
 
 @contextlib.contextmanager
@@ -71,41 +147,54 @@ def started(
 ) -> Iterator[socket.socket]:
     """The channel to the checker, once it runs; on exit all processes have ended."""
     with contextlib.ExitStack() as cleanup:
-        channel, theirs = socket.socketpair()
+        request = {"solution": solution, "limits": limits, **_place(launcher, cleanup)}
+        request["processes"] = _processes(launcher, processes)
+        server, channel, leash = _start_program(launcher, request)
         cleanup.enter_context(channel)
-        file = cleanup.enter_context(tempfile.TemporaryFile())
-        errors = cleanup.enter_context(tempfile.TemporaryFile())
-        with contextlib.ExitStack() as handed:  # closed here as soon as they are inherited
-            fds = [handed.enter_context(theirs).fileno()]
-            ruleset = handed.enter_context(_ruleset(launcher))
-            end = leash = None
-            if not launcher.namespaces:
-                end, leash = os.pipe()
-                handed.callback(os.close, end)
-                cleanup.callback(os.close, leash)
-            fds += [fd for fd in (ruleset, end) if fd is not None]
-            request: dict[str, Any] = {
-                "solution": solution,
-                "fds": fds,
-                "channel": theirs.fileno(),
-                "leash": end,
-                "limits": limits,
-                "processes": _processes(launcher, processes),
-                "ruleset": ruleset,
-                "filter": _filter(launcher),
-            }
-            request |= _place(launcher, cleanup)
-            file.write(marshal.dumps((_inside(), request)))
-            file.seek(0)
-            process = _start(launcher, file.fileno(), errors.fileno(), fds)
-        cleanup.callback(_kill, process, leash)
-        with contextlib.suppress(TimeoutError):
-            if receive_line(channel, time.monotonic() + _START_LIMIT_S) == b"ready":
-                yield channel
-                return
-        errors.seek(0)
-        why = errors.read()[-500:].decode("utf-8", "replace")
-        raise SandboxError(f"the sandbox (tier {launcher.tier}) did not start: {why}")
+        cleanup.callback(_end_program, launcher, server, leash)
+        yield channel
+
+
+def framed(message: bytes) -> bytes:
+    """The message as a process inside reads it: its length goes before it."""
+    return len(message).to_bytes(8, "big") + message
+
+
+def close_idle() -> None:
+    """End the servers that wait for programs."""
+    for servers in _idle.values():
+        while servers:
+            servers.pop().close()
+
+
+atexit.register(close_idle)
+os.register_at_fork(after_in_child=_idle.clear)  # they answer the process that started them
+
+
+def _start_program(
+    launcher: Launcher, request: dict[str, Any]
+) -> tuple[_Server, socket.socket, int]:
+    """By a server that is idle, unless it has died meanwhile, or a new one."""
+    idle = _idle.setdefault(launcher, [])
+    while True:
+        try:
+            server = idle.pop()
+        except IndexError:
+            server = _Server(launcher)
+            return server, *server.start(request)
+        with contextlib.suppress(SandboxError):
+            return server, *server.start(request)
+
+
+def _end_program(launcher: Launcher, server: _Server, leash: int) -> None:
+    """End all processes of the program and wait for them."""
+    with contextlib.suppress(OSError):  # the server may be dead
+        os.write(leash, b".")
+    os.close(leash)
+    if server.has_ended_it():
+        _idle[launcher].append(server)
+    else:
+        server.close()
 
 
 def _ruleset(launcher: Launcher) -> contextlib.AbstractContextManager[int | None]:
@@ -129,13 +218,15 @@ def _filter(launcher: Launcher) -> bytes | None:
 
 
 def _processes(launcher: Launcher, processes: int) -> int:
-    """The limit on the processes of one user, the checker included.
+    """The limit on the processes of one user, our own included.
 
     For an ordinary user without namespaces, the kernel also counts what the user runs already, so
     there the limit stops a fork bomb but is not exact.
     """
-    if launcher.namespaces or os.geteuid() == 0:
-        return processes + 1
+    if os.geteuid() == 0 and (launcher.changes_user or not launcher.namespaces):
+        return processes + 1  # the checker
+    if launcher.namespaces:
+        return processes + 3  # and unshare and the server
     running = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError, KeyError):
@@ -148,7 +239,8 @@ def _processes(launcher: Launcher, processes: int) -> int:
 def _place(launcher: Launcher, cleanup: contextlib.ExitStack) -> dict[str, object]:
     """The folder that the program runs in and, for root without namespaces, its user id."""
     if launcher.namespaces:
-        return {"folder": "/tmp", "uid": 0, "search": False}
+        uid = _random_uid() if launcher.changes_user else 0
+        return {"folder": "/tmp", "uid": uid, "search": False}
     uid = _random_uid() if os.geteuid() == 0 else 0
     reachable = all(folder.stat().st_mode & 0o001 for folder in PYTHON.parents)
     folder = "/"
@@ -164,11 +256,9 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     command = [str(PYTHON), "-I", "-S", "-B", "-c", _BOOT]
     if launcher.namespaces:
-        identity = launcher.identity.format(uid=_random_uid())
-        enter = ["sh", "-c", enter_script(), "sh", identity, _BOOT]
-        # Dies with us, even when we are killed; so does, through --kill-child, the namespace.
-        unshare = [tool("unshare"), *launcher.namespaces]
-        command = [tool("setpriv"), "--pdeathsig", "KILL", *unshare, *enter]
+        enter = ["sh", "-c", enter_script(), "sh", _BOOT]
+        # With unshare, when it is killed, ends the namespace.
+        command = [tool("unshare"), *launcher.namespaces, *enter]
     return subprocess.Popen(
         command,
         stdin=stdin,
@@ -204,20 +294,3 @@ def receive_line(channel: socket.socket, deadline: float) -> bytes:
             break
         data += piece
     return data.removesuffix(b"\n")
-
-
-def _kill(process: subprocess.Popen[bytes], leash: int | None) -> None:
-    """End the whole tree and wait for it; its remaining processes are reaped inside."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        if leash is None:
-            # Only the first process of the namespace: unshare waits for it, and it for the rest.
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            for pid in children.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-        else:
-            os.write(leash, b".")
-        process.wait(1.0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.wait()

@@ -14,18 +14,15 @@ _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64")
 
 @functools.cache
 def enter_script() -> str:
-    """The shell script that makes the new root and runs Python in it; $1 identity, $2 program.
+    """The shell script that makes the new root and becomes Python in it, which runs $1.
 
-    The shell stays process 1 of the namespace: when the program ends, or the shell is killed, all
-    that the program started ends too. The new root is mounted over /proc, a folder that every
-    system has and the program must not see.
+    It is process 1 of the namespace: when it ends, all that it started ends too. The new root is
+    mounted over /proc, a folder that every system has and a program must not see.
     """
     links = [path for path in shown() if path.is_symlink()]  # such as /lib -> usr/lib
     folders = [path for path in shown() if path.is_dir() and path not in links]
     files = [path for path in shown() if path not in links + folders]
     parents = [path if path in folders else path.parent for path in shown()]
-    command = [tool("setpriv"), "$1", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
-    command += ["--bounding-set=-all", str(PYTHON), "-I", "-S", "-B", "-c", '"$2"']
     return "\n".join(
         [
             "set -e",
@@ -39,22 +36,19 @@ def enter_script() -> str:
                 f"mount --bind -o ro,nosuid,nodev {quote(str(path))} {quote(f'.{path}')}"
                 for path in folders + files
             ),
-            "mount -t tmpfs -o mode=1777,size=16m,nr_inodes=1k,nosuid,nodev scratch tmp",
             "mount -o remount,ro,nosuid /proc",
-            f"{tool('chroot')} . " + " ".join(command),
-            "exit 0",
+            f'exec {tool("chroot")} . {quote(str(PYTHON))} -I -S -B -c "$1"',
         ]
     )
 
 
 @functools.cache
 def shown() -> tuple[Path, ...]:
-    """The paths that the program may read: Python, its libraries, setpriv."""
+    """The paths that the program may read: Python and its libraries."""
     prefix = Path(sys.base_prefix).resolve()
     python = PYTHON if prefix in (Path("/usr"), Path("/")) else prefix
     libraries = [Path(path) for path in _LIBRARIES if Path(path).exists()]
-    tools = [Path(tool("setpriv"))] if found_tool("setpriv") else []
-    return (*libraries, *tools, python)
+    return (*libraries, python)
 
 
 def found_tool(name: str) -> str | None:

@@ -35,6 +35,7 @@ from semalign.sandbox.launcher import (
     WEAKEST,
     Launcher,
     SandboxError,
+    framed,
     in_namespaces,
     receive_line,
     started,
@@ -194,7 +195,7 @@ def _run(
         line = None
         with contextlib.suppress(OSError):  # it may be dead
             channel.settimeout(timeout_s)
-            channel.sendall(len(tests).to_bytes(8, "big") + tests)
+            channel.sendall(framed(tests))
         with contextlib.suppress(TimeoutError):
             line = receive_line(channel, begin + timeout_s)
         seconds = time.monotonic() - begin

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -225,12 +227,14 @@ def test_runs_at_once_do_not_disturb_one_another_and_leave_nothing(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     files, mounts = Path("/proc/self/fd"), Path("/proc/self/mountinfo")
+    launcher.close_idle()
     before = len(list(files.iterdir())), mounts.read_text()
     programs = ["assert True", "assert False"] * 100
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(run, programs))
     assert [verdict.passed for verdict in verdicts] == [True, False] * 100
     assert list(tmp_path.iterdir()) == []
+    launcher.close_idle()
     assert (len(list(files.iterdir())), mounts.read_text()) == before
 
 
@@ -247,6 +251,36 @@ def test_a_solution_inherits_nothing_but_its_two_pipes(tier: int, tmp_path: Path
         assert run(program).reason == "passed"
 
 
+def test_one_server_serves_one_program_after_another(tier: int) -> None:
+    """It is replaced when it dies, and a fork of the caller has others."""
+    launcher.close_idle()
+    assert all(run("assert True").passed for _ in range(5))
+    [server] = launcher._idle[sandbox._launcher()]
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    assert run("assert True").passed
+    [replaced] = launcher._idle[sandbox._launcher()]
+    assert replaced is not server
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if not launcher._idle and run("assert True").passed else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run("assert True").passed and launcher._idle[sandbox._launcher()] == [replaced]
+
+
+def test_a_program_leaves_nothing_to_the_next(tier: int) -> None:
+    """They come from one process, which never has what they change."""
+    leave = "import sys, typing\ntyping.left = sys.left = 1\n"
+    if tier == 1:
+        leave += "open('/tmp/left', 'w').write('x')\n"
+    look = (
+        "import os, sys, typing\nassert not hasattr(typing, 'left') and not hasattr(sys, 'left')\n"
+    )
+    look += "assert not os.path.exists('/tmp/left')\n"
+    for program in (leave, look):
+        assert run(program).reason == "passed"
+
+
 def test_nothing_outlives_a_caller_that_is_killed(tier: int) -> None:
     solution = "import os, time\nos.fork()\ntime.sleep(987)"
     caller = (
@@ -258,7 +292,7 @@ def test_nothing_outlives_a_caller_that_is_killed(tier: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline()
     deadline = time.monotonic() + 20
-    # The supervisor or the shell, the checker, the solution and its child are there.
+    # The server, the checker, the solution and its child are there.
     while len(started := descendants(process.pid)) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()

@@ -155,7 +155,8 @@ ESCAPES = {
         "import resource; resource.prlimit(PARENT, resource.RLIMIT_NOFILE, (9, 9))"
     ),
     "limits of the checker": _does(
-        "import resource; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (9, 9))"
+        "import resource\nassert os.getppid(), 'it is not seen: 0 would be this process'\n"
+        "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (9, 9))"
     ),
     "its own limits": _does("import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))"),
     "priority of others": _does("os.setpriority(os.PRIO_PROCESS, PARENT, 19)"),
