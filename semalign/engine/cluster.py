@@ -19,6 +19,8 @@ from semalign.config.jobs import AnalysisJob, Config, EvaluationJob
 from semalign.config.sections import Evaluation
 from semalign.errors import Failed, UserError, one_line, root_cause
 from semalign.methods.method import method_of
+from semalign.models.memory import ENGINE
+from semalign.plan import Step
 from semalign.plugins import VARIABLE
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
@@ -199,6 +201,22 @@ def check_sweep(configs: Sequence[Config], available: dict[str, float], *, compa
                 f"{available['GPU']:g}; ask for fewer (cluster.autoscaling=true waits for nodes to "
                 "come)"
             )
+
+
+def holds_all(config: Config, stages: Sequence[Step], engines: Sequence[int]) -> bool:
+    """Whether the engines of models of so many bytes can run next to any of the stages: there are
+    GPUs for both, and every node has memory for both.
+    """
+    each = _engines(config.evaluation)[1]["GPU"]
+    gpus = max((step.gpus * step.actors for step in stages if not step.cached), default=0)
+    if len(engines) * each + gpus > cluster_resources()["GPU"]:
+        return False
+    on_cpus = [step.memory * step.actors for step in stages if not step.gpus]
+    needed = max(on_cpus, default=0)
+    if not each:
+        needed += config.evaluation.num_engines * sum(size + ENGINE for size in engines)
+    nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return needed < min(nodes, default=0.0)
 
 
 def held_gpus(configs: Sequence[Config]) -> float:

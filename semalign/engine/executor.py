@@ -1,7 +1,8 @@
 """Making artifacts on a Ray cluster: model workers, a pool of them for extraction, Ray Train.
 
-A worker process holds a model as long as artifacts are made from it, so that it is loaded once. At
-most the workers of one model (or of two that are needed together) are alive at a time.
+A worker process holds a model as long as artifacts are made from it, so that it is loaded once, and
+lets it go for the next: one process serves all stages. The models that are in memory at a time are
+those that are needed together.
 """
 
 from __future__ import annotations
@@ -84,9 +85,13 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the workers, and free what they hold."""
-        for worker in self._workers:
-            ray.kill(worker)
-        self._models, self._workers = (), []
+        self._keep(0)
+        self._models = ()
+
+    def _keep(self, number: int) -> None:
+        """End all workers but so many."""
+        while len(self._workers) > number:
+            ray.kill(self._workers.pop())
 
     def make(self, artifact: Artifact) -> Path:
         return self.timer.run(self.workspace, artifact, partial(self._make, artifact))
@@ -130,7 +135,7 @@ class RayExecutor:
         """So many workers for the artifact's models, those that run already among them."""
         models = tuple(model.path for model in artifact.models)
         if models and models != self._models:
-            self.close()
+            self._keep(1)  # it lets its models go when it loads others
         self._models = models or self._models
         settings = self.config.extraction
         actor = ray.remote(ModelWorker).options(

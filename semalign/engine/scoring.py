@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semalign.artifacts.artifact import Workspace
 from semalign.config.describe import runtime_settings
@@ -19,12 +19,16 @@ from semalign.engine.tracking import recorded
 from semalign.errors import UserError
 from semalign.files import bytes_text, check_writable, content_key, naming_full_disk
 from semalign.methods.method import Transfer
+from semalign.models.peft_folder import adapter_rank
 from semalign.models.reference import Model
 from semalign.models.speed import duration_text, operations_per_second
 from semalign.plan import TIME_NOTE, engine_step
 from semalign.plugins import load_plugins
 from semalign.stages.judged import Candidate, Served
 from semalign.stages.scoring import chosen_protocol
+
+if TYPE_CHECKING:  # Ray, which a local run needs not have
+    from semalign.engine.serving import Engines
 
 
 def score_candidates(
@@ -80,11 +84,13 @@ def open_model(
     )
 
 
-def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
+def run_evaluation(
+    job: EvaluationJob, *, local: bool = False, engines: Engines | None = None
+) -> Scored:
     """Score the model, or adapters of it, print the table and record it all in MLflow.
 
-    Items that have their records are not answered again. `local`: without Ray. Raises UserError for
-    bad input.
+    Items that have their records are not answered again. `local`: without Ray. `engines` that run
+    already are used and left running. Raises UserError for bad input.
     """
     candidates = checked_candidates(job)
     check_writable(job.work)
@@ -101,7 +107,11 @@ def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
         finished = run.is_finished()
         if not finished:
             run.params(flat(job.model_dump(mode="json")))
-        scored = score_job(job, candidates, job.work, local=local)
+        if engines is not None:
+            ranks = [adapter_rank(c.adapter) for c in candidates if c.adapter]
+            engines.start(candidates[0].model, job, ranks)
+        running = engines.running if engines else None
+        scored = score_job(job, candidates, job.work, running, local=local)
         if not finished:
             recording.finish_evaluation(run, job, scored)
         recording.show_evaluation(job, scored, run)
@@ -109,13 +119,18 @@ def run_evaluation(job: EvaluationJob, *, local: bool = False) -> Scored:
 
 
 def score_job(
-    job: EvaluationJob, candidates: Sequence[Candidate], work: Path, *, local: bool = False
+    job: EvaluationJob,
+    candidates: Sequence[Candidate],
+    work: Path,
+    engines: Mapping[Served, Sequence[Any]] | None = None,
+    *,
+    local: bool = False,
 ) -> Scored:
     """Score any models and adapters by an evaluation's settings; needs a running Ray, unless
     `local`.
     """
-    root = data_root(str(job.root))
-    return score_all(candidates, job, root=root, workspace=Workspace(work), local=local)
+    root, workspace = data_root(str(job.root)), Workspace(work)
+    return score_all(candidates, job, root=root, workspace=workspace, engines=engines, local=local)
 
 
 def show_evaluation_plan(job: EvaluationJob) -> None:

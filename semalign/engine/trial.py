@@ -34,7 +34,7 @@ from semalign.sweep.file import Sweep
 from semalign.sweep.summary import Result, finished
 from semalign.sweep.trials import Trial
 
-Engines = dict[Served, list[Any]]
+Running = dict[Served, list[Any]]
 DIED = "its process died; the same command again runs it"
 
 
@@ -46,7 +46,7 @@ class Shared:
     trials: dict[str, Trial]
     inputs: dict[str, Any]  # references to Inputs in Ray's store
     run: Run
-    engines: Engines
+    engines: Running
     folder: Path
 
     def transfer(self, trial: Trial) -> Transfer:
@@ -137,7 +137,7 @@ class EpochScore:
     """The score by which the scheduler stops trials, after every epoch."""
 
     transfer: Transfer
-    engines: Engines
+    engines: Running
     task: str
     split: str
 

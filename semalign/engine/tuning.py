@@ -6,6 +6,7 @@ are started once and handed to every trial. A trial that has its result file is 
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +26,9 @@ from semalign.engine.cluster import check_sweep, cluster_resources, connect, hel
 from semalign.engine.executor import RayExecutor, trains_here
 from semalign.engine.limits import check_engines
 from semalign.engine.scoring import open_model, score_candidates
-from semalign.engine.serving import start_engines, stop_engines
+from semalign.engine.serving import Engines
 from semalign.engine.tracking import Run, recorded
 from semalign.engine.trial import (
-    Engines,
     Shared,
     is_done,
     open_run,
@@ -49,11 +49,11 @@ from semalign.sweep.transfers import contents, transfers
 from semalign.sweep.trials import Trial, extremes, make_trial, references, trials
 
 
-def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
+def ablate(sweep: Sweep, *, yes: bool = False, engines: Engines | None = None) -> Summary:
     """Run, or finish, a sweep and print its tables.
 
-    A trial that fails does not stop the others. Raises UserError for bad input, and Failed if no
-    trial finishes.
+    A trial that fails does not stop the others. `engines` that run already are used and left
+    running. Raises UserError for bad input, and Failed if no trial finishes.
     """
     planned = trials(sweep, yes=yes)
     possible = planned
@@ -76,7 +76,8 @@ def ablate(sweep: Sweep, *, yes: bool = False) -> Summary:
         compared = sweep.compare is not None
         check_sweep([t.config for t in possible], cluster_resources(), compared=compared)
         with recorded(config, key=key, name=sweep.name) as run:
-            summary = _run(sweep, planned, possible, known, run, folder)
+            with contextlib.nullcontext(engines) if engines else Engines() as held:
+                summary = _run(sweep, planned, possible, known, run, held, folder)
             sweep_recording.finish_sweep(run, summary, folder)
             sweep_recording.show_sweep(summary, folder, config, run)
             if not any(result.state == "finished" for result in summary.results):
@@ -90,42 +91,37 @@ def _run(
     possible: Sequence[Trial],
     known: Mapping[str, Transfer],
     run: Run,
+    engines: Engines,
     folder: Path,
 ) -> Summary:
     begin = time.monotonic()
-    engines: Engines = {}
     tried: dict[str, Trial] = {}
-    try:
-        for batch in _rounds(sweep, planned, folder):
-            for trial in batch:
-                tried.setdefault(trial.id, trial)  # a suggestion may be the base
-            todo = [trial for trial in batch if not is_done(folder, trial, sweep)]
-            before = len(batch) - len(todo)
-            print(f"[sweep] {len(batch)} trials, {before} finished before", flush=True)
-            if todo:
-                engines = engines or _start_engines(possible, known)
-                known = {**known, **transfers([t for t in todo if t.id not in known])}
-                prepare([known[trial.id] for trial in todo])
-                shared = Shared(
-                    sweep=sweep,
-                    trials={trial.id: trial for trial in todo},
-                    inputs=_put(known, todo),
-                    run=run,
-                    engines=engines,
-                    folder=folder,
-                )
-                _tune(shared, slots([trial.config for trial in possible]))
-        # last: the engines start while the first trials train
-        compared = sweep.compare is not None
-        config, models = references(planned, compared=compared)
-        bare = [
-            Candidate(name=m if compared else "student", model=open_model(config, m))
-            for m in models
-        ]
-        found = score_candidates(config, bare, engines).scores
-    finally:
-        for group in engines.values():
-            stop_engines(group)
+    for batch in _rounds(sweep, planned, folder):
+        for trial in batch:
+            tried.setdefault(trial.id, trial)  # a suggestion may be the base
+        todo = [trial for trial in batch if not is_done(folder, trial, sweep)]
+        before = len(batch) - len(todo)
+        print(f"[sweep] {len(batch)} trials, {before} finished before", flush=True)
+        if todo:
+            _start_engines(possible, known, engines)
+            known = {**known, **transfers([t for t in todo if t.id not in known])}
+            prepare([known[trial.id] for trial in todo])
+            shared = Shared(
+                sweep=sweep,
+                trials={trial.id: trial for trial in todo},
+                inputs=_put(known, todo),
+                run=run,
+                engines=engines.running,
+                folder=folder,
+            )
+            _tune(shared, slots([trial.config for trial in possible]))
+    # last: the engines start while the first trials train
+    compared = sweep.compare is not None
+    config, models = references(planned, compared=compared)
+    bare = [
+        Candidate(name=m if compared else "student", model=open_model(config, m)) for m in models
+    ]
+    found = score_candidates(config, bare, engines.running).scores
     print(f"[sweep] {time.monotonic() - begin:.1f} s", flush=True)
     scores: dict[str, dict[MetricKey, Score]] = {}
     for (name, task, split), score in found.items():
@@ -189,7 +185,9 @@ def _put(known: Mapping[str, Transfer], planned: Sequence[Trial]) -> dict[str, A
     return found
 
 
-def _start_engines(planned: Sequence[Trial], known: Mapping[str, Transfer]) -> Engines:
+def _start_engines(
+    planned: Sequence[Trial], known: Mapping[str, Transfer], engines: Engines
+) -> None:
     """The engines of every student that adapters are trained for, with room for the largest."""
     ranks: dict[Served, list[int]] = {}
     models: dict[Served, Model] = {}
@@ -199,12 +197,8 @@ def _start_engines(planned: Sequence[Trial], known: Mapping[str, Transfer]) -> E
         held = ranks.setdefault(served(student), [])
         if (rank := method_of(trial.config).rank(trial.config)) is not None:
             held.append(rank)
-    settings = planned[0].config.evaluation
-    # they mostly wait for trials: trainings take their CPUs meanwhile
-    return {
-        key: start_engines(models[key], settings, found, settings.num_engines, holds_cpus=False)
-        for key, found in ranks.items()
-    }
+    for key, model in models.items():
+        engines.start(model, planned[0].config.evaluation, ranks[key])
 
 
 def _tune(shared: Shared, together: int) -> None:

@@ -28,7 +28,7 @@ def test_processes(
 ) -> None:
     script = tmp_path / "busy.py"
     script.write_text("import time\nwhile time.process_time() < 1: pass\n")
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         ran("processes", str(script), monkeypatch=monkeypatch)
     found = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[3:]]
     assert [row[:2] for row in found] == [["| busy.py", "1"], ["| all", "1"]]

@@ -1,14 +1,22 @@
-"""A transfer of the random family on few examples, step by step."""
+"""A transfer of the random family on few examples, step by step; engines for all tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
+from semalign.engine.serving import Engines
+
+
+@pytest.fixture(scope="session")
+def engines(ray_cluster: None) -> Iterator[Engines]:
+    """What tests of something else than an engine's start score by: each starts once a session."""
+    with Engines() as running:
+        yield running
 
 
 @pytest.fixture

@@ -34,8 +34,9 @@ def copy_shared(work: Path, to: Path) -> None:
 
 
 def kill(title: str) -> None:
-    """Kill -9 the first process below this one with a title that starts so."""
-    for process in psutil.Process().children(recursive=True):
+    """Kill -9 the newest process below this one with a title that starts so."""
+    below = psutil.Process().children(recursive=True)
+    for process in sorted(below, key=psutil.Process.create_time, reverse=True):
         try:
             if " ".join(process.cmdline()).startswith(title):
                 process.kill()

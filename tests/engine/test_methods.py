@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from semalign.config.read import resolve
 from semalign.engine.scoring import transferred
+from semalign.engine.serving import Engines
 from semalign.engine.tuning import ablate
 from semalign.methods.method import Transfer
 from semalign.report import comparison
@@ -40,11 +41,12 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[Done]:
+def done(tmp_path_factory: pytest.TempPathFactory, engines: Engines) -> Iterator[Done]:
     folder = tmp_path_factory.mktemp("methods")
     (folder / "all.yaml").write_text(SWEEP)
     with redirect_stdout(StringIO()) as printed:
-        summary = ablate(load_sweep(folder / "all.yaml", [f"workdir={folder / 'work'}"]))
+        sweep = load_sweep(folder / "all.yaml", [f"workdir={folder / 'work'}"])
+        summary = ablate(sweep, engines=engines)
     yield Done(summary, printed.getvalue(), folder / "work")
 
 

@@ -19,6 +19,7 @@ from semalign.artifacts.records import read_records
 from semalign.config.jobs import EvaluationJob
 from semalign.config.read import resolve
 from semalign.engine.scoring import run_evaluation
+from semalign.engine.serving import Engines
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
 from semalign.names import record_name
@@ -134,7 +135,7 @@ def test_wrong_files_and_rows(complain: Complain, data: Path, tmp_path: Path) ->
 
 
 def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
-    ray_cluster: None, data: Path, adapter: Path, tmp_path: Path, capsys: Any
+    engines: Engines, data: Path, adapter: Path, tmp_path: Path, capsys: Any
 ) -> None:
     job = resolve(
         [],
@@ -150,7 +151,7 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
         ],
         EvaluationJob,
     )
-    scored = run_evaluation(job)
+    scored = run_evaluation(job, engines=engines)
     assert scored.generated == 4 * ITEMS
     code = scored.records["lora", "humaneval", "dev"]
     assert [(r.id, r.sample) for r in code[:3]] == [(code[0].id, sample) for sample in range(3)]
@@ -181,13 +182,13 @@ def test_one_job_leaves_scores_intervals_and_items_in_mlflow(
     assert run.data.tags["protocol.hash"] == scored.protocol.hash
     table = client.download_artifacts(run.info.run_id, "predictions.json", str(tmp_path))
     assert len(json.loads(Path(table).read_text())["data"]) == 2 * ITEMS + 2 * 3 * ITEMS
-    again = run_evaluation(job)
+    again = run_evaluation(job, engines=engines)
     assert again.generated == 0 and again.records == scored.records
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
 def test_a_killed_job_goes_on_with_the_missing_items(
-    data: Path, tmp_path: Path, ray_cluster: None
+    data: Path, tmp_path: Path, engines: Engines
 ) -> None:
     """Kill -9 the whole process group once some batches are judged; a rerun answers the rest."""
     given = [f"root={data}", "splits=[dev]", "tasks=[gsm8k]", "batch_items=2"]
@@ -212,7 +213,7 @@ def test_a_killed_job_goes_on_with_the_missing_items(
         resolve([], [*given, f"workdir={tmp_path / name}"], EvaluationJob)
         for name in ("killed", "undisturbed")
     ]
-    resumed, undisturbed = map(run_evaluation, jobs)
+    resumed, undisturbed = (run_evaluation(job, engines=engines) for job in jobs)
     assert undisturbed.generated == ITEMS and resumed.generated <= ITEMS - there
     key = ("student", "gsm8k", "dev")
     assert resumed.scores == undisturbed.scores

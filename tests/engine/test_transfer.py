@@ -19,6 +19,7 @@ from semalign.artifacts.records import Record, read_records
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
 from semalign.engine.scoring import score_candidates
+from semalign.engine.serving import Engines
 from semalign.engine.transfer import FinishedTransfer, run_transfer
 from semalign.files import sha256
 from semalign.models.adapters import merge_adapter
@@ -65,13 +66,13 @@ def make(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster: None, make: Callable[..., Config]) -> Run:
+def run(engines: Engines, make: Callable[..., Config]) -> Run:
     import contextlib
     import io
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        outcome = run_transfer(make())
+        outcome = run_transfer(make(), engines=engines)
     return Run(make(), outcome, out.getvalue(), made_files(make().work))
 
 
@@ -202,11 +203,14 @@ def timeless(file: Path) -> list[Record]:
 
 
 def test_one_more_layer_is_extracted_alone(
-    run: Run, make: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+    run: Run,
+    engines: Engines,
+    make: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     [store] = (run.config.work / "activations").glob("teacher-*")
     before = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
-    run_transfer(make("extraction.layers=[2]"))
+    run_transfer(make("extraction.layers=[2]"), engines=engines)
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("[extract]")]
     assert "layers (counted from 1): mlp 1, mlp 2;" in line and "cached" not in line
     after = {file: file.stat().st_mtime_ns for file in store.rglob("*.safetensors")}
@@ -249,9 +253,11 @@ def test_a_teacher_with_one_more_token(
     assert "vocabulary overlap 100.00% of the student's" in capsys.readouterr().out
 
 
-def test_a_whole_layer_becomes_a_checkpoint(run: Run, make: Callable[..., Config]) -> None:
+def test_a_whole_layer_becomes_a_checkpoint(
+    run: Run, engines: Engines, make: Callable[..., Config]
+) -> None:
     config = make("training.adapter=full", "evaluation.tasks=[gsm8k]", "evaluation.splits=[dev]")
-    outcome = run_transfer(config)
+    outcome = run_transfer(config, engines=engines)
     changed = load_file(outcome.folder / "student" / "model.safetensors")
     before = load_model("zoo/student", dtype="float32").state_dict()
     different = {name for name in before if not torch.equal(before[name], changed[name].float())}

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from semalign.config.read import resolve
+from semalign.engine.serving import Engines
 from semalign.engine.trial import is_done
 from semalign.engine.tuning import ablate
 from semalign.errors import Failed
@@ -142,9 +143,11 @@ def test_the_best_configuration_is_a_transfers(done: Done) -> None:
     assert found == wanted
 
 
-def test_finished_trials_are_not_run_again(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_trials_are_not_run_again(
+    done: Done, engines: Engines, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = runs(done.work)
-    again = ablate(load_sweep(done.file, [f"workdir={done.work}"]))
+    again = ablate(load_sweep(done.file, [f"workdir={done.work}"]), engines=engines)
     printed = capsys.readouterr().out
     assert "[sweep] 3 trials, 2 finished before" in printed
     assert "[trial 1/1] variant=broken" in printed and "[extract]" not in printed
@@ -155,19 +158,21 @@ def test_finished_trials_are_not_run_again(done: Done, capsys: pytest.CaptureFix
     }
 
 
-def test_a_sweep_in_which_nothing_finishes_has_failed(done: Done, tmp_path: Path) -> None:
+def test_a_sweep_in_which_nothing_finishes_has_failed(
+    done: Done, engines: Engines, tmp_path: Path
+) -> None:
     """Its report is there all the same."""
     file = tmp_path / "broken.yaml"
     file.write_text(BROKEN)
     copy_shared(done.work, tmp_path / "work")
     with pytest.raises(Failed, match=r"^sweep broken: no trial finished; see .*report.md$"):
-        ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
+        ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]), engines=engines)
     assert {run.info.status for run in runs(tmp_path / "work").values()} == {"FAILED"}
     [report] = tmp_path.glob("work/sweeps/*/report.md")
     assert "loss is nan" in report.read_text()
 
 
-def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on(done: Done, engines: Engines, tmp_path: Path) -> None:
     """Kill -9 after the first trial; the rerun's scores are the undisturbed sweep's."""
     command = [sys.executable, "ray_jobs/ablate.py", f"sweep={done.file}", f"workdir={tmp_path}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -177,7 +182,7 @@ def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
         killed.wait()
     first = {path.name: path.stat().st_mtime for path in tmp_path.glob("sweeps/*/finished/*.json")}
     assert len(first) == 1
-    summary = ablate(load_sweep(done.file, [f"workdir={tmp_path}"]))
+    summary = ablate(load_sweep(done.file, [f"workdir={tmp_path}"]), engines=engines)
     assert [r.items for r in summary.results] == [r.items for r in done.summary.results]
     for path in tmp_path.glob("sweeps/*/finished/*.json"):
         assert first.get(path.name) in (None, path.stat().st_mtime)
@@ -185,12 +190,12 @@ def test_a_killed_driver_goes_on(done: Done, tmp_path: Path) -> None:
 
 
 def test_the_scheduler_stops_a_trial_that_fell_behind(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engines: Engines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It frees its CPUs, and is remembered while scheduler and trials are the same."""
     file = tmp_path / "asha.yaml"
     file.write_text(ASHA)
-    summary = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
+    summary = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]), engines=engines)
     states = {r.trial.axes["training.lr"]: r.state for r in summary.results}
     assert states == {1e-5: "finished", 0.3: "stopped early"}
     deadline = time.monotonic() + 5
@@ -198,7 +203,7 @@ def test_the_scheduler_stops_a_trial_that_fell_behind(
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == 2
     capsys.readouterr()
-    again = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]))
+    again = ablate(load_sweep(file, [f"workdir={tmp_path / 'work'}"]), engines=engines)
     assert "2 trials, 2 finished before" in capsys.readouterr().out
     assert settings_table(again) == settings_table(summary)
     found = runs(tmp_path / "work")

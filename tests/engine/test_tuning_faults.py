@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from semalign.engine import tracking
+from semalign.engine.serving import Engines
 from semalign.engine.trial import DIED
 from semalign.engine.tuning import ablate
 from semalign.errors import UserError
@@ -51,11 +52,11 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Undisturbed:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, engines: Engines) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     file, work = folder / "two.yaml", folder / "work"
     file.write_text(SWEEP)
-    summary = ablate(load_sweep(file, [f"workdir={work}"]))
+    summary = ablate(load_sweep(file, [f"workdir={work}"]), engines=engines)
     assert [result.state for result in summary.results] == ["finished"] * 2
     items = [result.items for result in summary.results]
     return Undisturbed(file, work, settings_table(summary), items)
@@ -96,18 +97,21 @@ def test_a_training_worker_and_an_engine_die(undisturbed: Undisturbed, tmp_path:
 
 
 def test_a_trial_that_trains_in_its_own_process_dies(
-    undisturbed: Undisturbed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    undisturbed: Undisturbed,
+    engines: Engines,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The other one goes on; the same command again trains it from its last checkpoint."""
     sweep = undisturbed.sweep(tmp_path)
     with when(lambda: checkpoints(tmp_path), lambda: kill(TRIAL)):
-        summary = ablate(sweep)
+        summary = ablate(sweep, engines=engines)
     assert [result.state for result in summary.results] == ["failed", "finished"]
     assert summary.results[0].error == DIED
     first = finished(tmp_path)
     assert checkpoints(tmp_path)
     capfd.readouterr()
-    undisturbed.check(ablate(sweep))
+    undisturbed.check(ablate(sweep, engines=engines))
     epochs = capfd.readouterr()
     assert "epoch 3: " in epochs.err + epochs.out and "epoch 1: " not in epochs.err + epochs.out
     assert len(first) == 1 and first.items() <= finished(tmp_path).items()
@@ -124,6 +128,7 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 def test_the_mlflow_server_dies(
     undisturbed: Undisturbed,
+    engines: Engines,
     server: MlflowServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -134,15 +139,17 @@ def test_the_mlflow_server_dies(
         when(lambda: finished(tmp_path), server.kill),
         pytest.raises(UserError, match="no MLflow server answers there; start it, and the same"),
     ):
-        ablate(sweep)
+        ablate(sweep, engines=engines)
     first = finished(tmp_path)
     server.start()
-    undisturbed.check(ablate(sweep))
+    undisturbed.check(ablate(sweep, engines=engines))
     assert len(first) == 1 and first.items() <= finished(tmp_path).items()
     check_runs(server.uri)
 
 
-def test_driver_and_cluster_die_together(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_driver_and_cluster_die_together(
+    undisturbed: Undisturbed, engines: Engines, tmp_path: Path
+) -> None:
     sweep = undisturbed.sweep(tmp_path)
     command = [sys.executable, "ray_jobs/ablate.py", f"sweep={undisturbed.file}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -150,6 +157,6 @@ def test_driver_and_cluster_die_together(undisturbed: Undisturbed, tmp_path: Pat
     with when(lambda: finished(tmp_path), lambda: kill_tree(driver)):
         driver.wait()
     first = finished(tmp_path)
-    undisturbed.check(ablate(sweep))
+    undisturbed.check(ablate(sweep, engines=engines))
     assert len(first) == 1 and first.items() <= finished(tmp_path).items()
     check_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
