@@ -133,6 +133,11 @@ class Config(Job):
     laten: Laten = Field(default_factory=Laten)
     evaluation: Evaluation = Field(default_factory=Evaluation)
 
+    def scored_by(self, **settings: Any) -> Config:
+        """The same with other settings of the evaluation."""
+        evaluation = self.evaluation.model_copy(update=settings)
+        return self.model_copy(update={"evaluation": evaluation})
+
 
 class EvaluationJob(Evaluation, Job):
     """One evaluation by itself: a model, or adapters of it, and everything of `Evaluation`."""

@@ -333,8 +333,8 @@ class Evaluation(Settings):
     tasks: tuple[str, ...] = ("mmlu", "gsm8k", "humaneval", "mbpp")
     """Tasks that the models are scored on: registered ones, task files such as reviews.yaml, and
     lm_eval's as lm_eval:arc_easy."""
-    splits: tuple[str, ...] = ("dev", "test")
-    """Splits that the models are scored on."""
+    splits: tuple[str, ...] = ("test",)
+    """Splits that the models are scored on; of a sweep those that it selects by and reports."""
     root: Place | None = None
     """Folder of the splits that are scored, the file of one, or `hub` for the published data; null:
     `data.root`."""

@@ -22,6 +22,7 @@ from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.local import Executor, LocalExecutor, Timer
 from semalign.artifacts.records import read_records
 from semalign.engine import recording, sweep_recording
+from semalign.engine.evaluation import Scored
 from semalign.engine.executor import RayExecutor, threads, trains_here
 from semalign.engine.scoring import score_candidates, transferred
 from semalign.engine.tracking import Run
@@ -98,15 +99,35 @@ def _transfer(trial: Trial, shared: Shared) -> float:
         recipe = make(prepared, _executor(prepared, workspace, timer, observe), quiet=True)
     folder = workspace.place(recipe.result)
     recording.describe(folder, config)
-    scored = score_candidates(config, [transferred(prepared, folder)], shared.engines, judge_cpus=0)
+    scoring = config.scored_by(splits=shared.sweep.trial_splits(config.evaluation.splits))
+    candidate = transferred(prepared, folder)
+    scored = score_candidates(scoring, [candidate], shared.engines, judge_cpus=0)
     shutil.rmtree(served, ignore_errors=True)
     sweep_recording.finish_trial(run, trial, folder, scored, timer)
-    records = {f"{task}/{split}": str(file) for (_, task, split), file in scored.files.items()}
-    write_json(
-        ended(shared.folder, trial, "finished"),
-        {"seconds": time.monotonic() - begin, "folder": str(folder), "records": records},
-    )
+    found = {"seconds": time.monotonic() - begin, "folder": str(folder)}
+    write_json(ended(shared.folder, trial, "finished"), {**found, "records": _record_files(scored)})
     return scored.scores[recording.TRANSFERRED, *metric].value
+
+
+def report(
+    trial: Trial, transfer: Transfer, sweep: Sweep, run: Run, engines: Running, folder: Path
+) -> None:
+    """Score a finished trial on the report split, if it is not yet, and add that to its files and
+    its run.
+    """
+    file = ended(folder, trial, "finished")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    config = trial.config.scored_by(splits=(sweep.report.split,))
+    if all(f"{task}/{sweep.report.split}" in found["records"] for task in config.evaluation.tasks):
+        return
+    candidate = transferred(transfer, Path(found["folder"]))
+    scored = score_candidates(config, [candidate], engines)
+    recording.record_scores(open_run(run, trial), scored, config.evaluation)
+    write_json(file, {**found, "records": {**found["records"], **_record_files(scored)}})
+
+
+def _record_files(scored: Scored) -> dict[str, str]:
+    return {f"{task}/{split}": str(file) for (_, task, split), file in scored.files.items()}
 
 
 def _executor(
@@ -142,11 +163,7 @@ class EpochScore:
     split: str
 
     def __call__(self, folder: Path) -> float:
-        config = self.transfer.config
-        settings = config.evaluation.model_copy(
-            update={"tasks": (self.task,), "splits": (self.split,)}
-        )
-        config = config.model_copy(update={"evaluation": settings})
+        config = self.transfer.config.scored_by(tasks=(self.task,), splits=(self.split,))
         candidate = replace(transferred(self.transfer, folder), name="epoch")
         scored = score_candidates(config, [candidate], self.engines, judge_cpus=0)
         return scored.scores["epoch", self.task, self.split].value

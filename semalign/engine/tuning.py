@@ -32,6 +32,7 @@ from semalign.engine.trial import (
     Shared,
     is_done,
     open_run,
+    report,
     result,
     run_trial,
     stop,
@@ -115,6 +116,7 @@ def _run(
                 folder=folder,
             )
             _tune(shared, slots([trial.config for trial in possible]))
+    _report(sweep, tried, known, run, engines, folder)
     # last: the engines start while the first trials train
     compared = sweep.compare is not None
     config, models = references(planned, compared=compared)
@@ -151,6 +153,26 @@ def _rounds(sweep: Sweep, planned: Sequence[Trial], folder: Path) -> Iterator[li
                 if r.state == "finished"
             ]
             scored.append((point, statistics.fmean(found) if found else None))
+
+
+def _report(
+    sweep: Sweep,
+    tried: Mapping[str, Trial],
+    known: Mapping[str, Transfer],
+    run: Run,
+    engines: Engines,
+    folder: Path,
+) -> None:
+    """Score the base and the setting that is chosen on the report split, once they are known."""
+    summary = summarise(sweep, [result(folder, trial, sweep) for trial in tried.values()])
+    if summary.chosen is None:
+        return
+    shown = [setting for setting in (summary.base, summary.chosen) if setting is not None]
+    trials = {r.trial.id: r.trial for setting in shown for r in setting.finished}
+    missing = [trial for trial in trials.values() if trial.id not in known]
+    transfers_of = {**known, **transfers(missing)}
+    for trial in trials.values():
+        report(trial, transfers_of[trial.id], sweep, run, engines.running, folder)
 
 
 def prepare(wanted: Sequence[Transfer]) -> None:

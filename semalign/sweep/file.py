@@ -32,7 +32,7 @@ A file may set methods side by side instead of choosing among settings:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,6 +128,12 @@ class Sweep(Settings):
             return task, self.report.split
         return str(self.select.metric), self.select.split
 
+    def trial_splits(self, splits: Sequence[str]) -> tuple[str, ...]:
+        """Those of `splits` that every trial is scored on: where one setting is chosen, only it and
+        the base are scored on the report split.
+        """
+        return tuple(s for s in splits if self.compare is not None or s != self.report.split)
+
     @property
     def ranges(self) -> tuple[Range, ...]:
         return tuple(axis for axis in self.axes if isinstance(axis, Range))
@@ -151,6 +157,8 @@ def load_sweep(file: str | Path, overrides: Iterable[str] = ()) -> Sweep:
         for_base = _apply(tree, overrides)
         _check_sections(tree)
         settings = environment_settings() | flat(tree["base"]) | for_base
+        usual = [*([] if tree.get("compare") else [Select().split]), Report().split]
+        settings = {"evaluation.splits": usual} | settings
         base = _base(settings)
         tree["axes"] = tuple(
             read_axis(str(name), axis, base) for name, axis in tree["axes"].items()

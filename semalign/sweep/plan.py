@@ -85,6 +85,8 @@ class SweepPlan:
 
     `exact`: columns, trainings and bytes are what the run's will be, and no upper bounds.
     `decided`: all pairs are known, so that operations and memory are no upper bounds either.
+    `chooses`: only the base and the setting that is chosen are scored on the report split, here
+    taken for two settings.
     """
 
     trials: tuple[Trial, ...]
@@ -94,6 +96,7 @@ class SweepPlan:
     naive: Totals
     exact: bool
     decided: bool
+    chooses: bool
 
     @property
     def settings(self) -> int:
@@ -123,9 +126,10 @@ def plan_sweep(
     transfers: Mapping[str, Transfer] | None = None,
     *,
     compared: bool = False,
+    report: str = "test",
 ) -> SweepPlan:
-    """Plan all trials together, `compared` where their sweep chooses nothing. The trials' transfers
-    by id are read unless given.
+    """Plan all trials together: `compared` where their sweep chooses nothing, `report` is its
+    report split. The trials' transfers by id are read unless given.
 
     Raises UserError for whatever a trial's inputs lack.
     """
@@ -135,15 +139,16 @@ def plan_sweep(
     config = trials[0].config  # of whose runtime settings all trials are
     shared = tuple(_shared(config, need) for need in sharing.needs)
     results = [(r, made.most) for alike, made in sharing.alike for r in alike]
-    items = _Items()
+    items = _Items(None if compared else report)
     return SweepPlan(
         trials=tuple(trials),
         transfers=transfers,
         shared=shared,
-        once=_once(sharing, shared, results, references(trials, compared=compared), items),
+        once=_once(sharing, shared, results, references(trials, compared=compared), items, trials),
         naive=_naive(sharing, items),
         exact=sharing.exact,
         decided=sharing.decided,
+        chooses=not compared,
     )
 
 
@@ -161,10 +166,20 @@ def _shared(config: Config, need: Need) -> SharedArtifact:
 
 
 class _Items:
-    """How many requests one model answers by a configuration, counted once."""
+    """How many requests one model answers by a configuration, counted once. On the split `report`
+    not every trial is scored; None: all are scored on all.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, report: str | None) -> None:
+        self.report = report
         self._known: dict[tuple[str, str], int] = {}
+
+    def of_trial(self, config: Config) -> int:
+        splits = tuple(split for split in config.evaluation.splits if split != self.report)
+        return self(config.scored_by(splits=splits))
+
+    def reported(self, config: Config) -> int:
+        return self(config) - self.of_trial(config)
 
     def __call__(self, config: Config) -> int:
         settings = config.evaluation
@@ -181,6 +196,7 @@ def _once(
     results: Sequence[tuple[SharedResult, int]],
     scored: tuple[Config, Sequence[str]],
     items: _Items,
+    trials: Sequence[Trial],
 ) -> Totals:
     """`results`: each with the number of times that it is made, at most, with other pairs.
     `scored`: the models that they are compared with, and the settings by which they are scored.
@@ -192,9 +208,12 @@ def _once(
     alone = [models[name] for name in dict.fromkeys(names)]
     answers = [(items(config), model.shape.weights) for model in alone]
     answers += [
-        (items(r.transfer.config) * times, r.transfer.inputs.student.shape.weights)
+        (items.of_trial(r.transfer.config) * times, r.transfer.inputs.student.shape.weights)
         for r, times in results
     ]
+    seeds = len({trial.seed for trial in trials})
+    shown = seeds * min(2, len({trial.setting for trial in trials}))  # the base and the chosen
+    answers.append((shown * items.reported(config), transfers[0].inputs.student.shape.weights))
     scoring = scoring_step(
         transfers[0],
         answered=float(sum(count * weights for count, weights in answers)),
@@ -263,6 +282,7 @@ def _times(step: Step, number: int) -> Step:
 def sweep_rows(plan: SweepPlan) -> tuple[list[str], list[list[str]]]:
     """The plan as a table, header and rows: the sweep, and its trials one by one."""
     most, work = ("" if sure else "≤ " for sure in (plan.exact, plan.decided))
+    chosen = "≤ " if plan.chooses else ""
     sides = plan.once, plan.naive
 
     def row(name: str, show: Callable[[Totals], str]) -> list[str]:
@@ -280,7 +300,7 @@ def sweep_rows(plan: SweepPlan) -> tuple[list[str], list[list[str]]]:
         row("maps", lambda side: f"{side.maps:,}"),
         row("trainings", lambda side: f"{most}{side.trainings:,}"),
         row("engines started", lambda side: f"{most}{side.engines:,}"),
-        row("items answered", lambda side: f"{most}{side.items:,}"),
+        row("items answered", lambda side: f"{chosen or most}{side.items:,}"),
         row("bytes of activation stores", lambda side: f"{most}{side.stored:,}"),
         row(
             "bytes of bases, maps, factors and students, about",

@@ -115,10 +115,9 @@ def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, lis
     if not compared:
         return config, [config.student]
     tasks = tuple(dict.fromkeys(trial.config.data.task for trial in planned))
-    evaluation = config.evaluation.model_copy(update={"tasks": tasks})
     models = dict.fromkeys(trial.config.student for trial in planned)
     models |= dict.fromkeys(trial.config.teacher for trial in planned)
-    return config.model_copy(update={"evaluation": evaluation}), [*models]
+    return config.scored_by(tasks=tasks), [*models]
 
 
 def extremes(sweep: Sweep) -> list[Trial]:
@@ -280,8 +279,7 @@ def _own_task(config: Config) -> Config:
     if config.data.task not in config.evaluation.tasks:
         hint = nearest(config.data.task, config.evaluation.tasks)
         raise UserError(f"data.task={config.data.task}: not in evaluation.tasks; {hint}")
-    own = config.evaluation.model_copy(update={"tasks": (config.data.task,)})
-    return config.model_copy(update={"evaluation": own})
+    return config.scored_by(tasks=(config.data.task,))
 
 
 def _label(axes: Mapping[str, Any]) -> str:

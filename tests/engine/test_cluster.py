@@ -14,10 +14,16 @@ import ray._private.node
 import ray._private.services
 from ray.exceptions import AuthenticationError
 
+from semalign.artifacts.artifact import Cost
 from semalign.config.jobs import Config
 from semalign.config.read import resolve
-from semalign.engine.cluster import check_sweep, connect, held_gpus, not_joined
+from semalign.config.sections import Evaluation
+from semalign.engine.cluster import check_sweep, connect, held_gpus, holds_all, not_joined
+from semalign.engine.serving import Engines
 from semalign.errors import Failed, UserError
+from semalign.models.reference import Model
+from semalign.plan import Step
+from semalign.stages.judged import served
 from tests.engine.faults import wait_for
 
 SCRIPT = """
@@ -106,6 +112,27 @@ def test_every_student_has_engines_of_its_own() -> None:
     both = [trial(), trial("student=zoo/teacher", "evaluation.num_engines=2")]
     assert held_gpus(both) == 2
     assert held_gpus([trial("evaluation.tensor_parallel_size=4"), trial()]) == 4
+
+
+def test_engines_start_early_where_memory_and_gpus_hold_both(ray_cluster: None) -> None:
+    small = [Step(stage="train", cost=Cost(memory=10**8))]
+    on_cpu = resolve([], [])
+    assert holds_all(on_cpu, small, [10**8, 10**8])
+    assert not holds_all(on_cpu, small, [10**15])
+    assert not holds_all(on_cpu, [Step(stage="extract", cost=Cost(memory=10**15))], [10**8])
+    assert not holds_all(resolve([], ["evaluation.num_gpus=1"]), small, [10**8])  # there is none
+
+
+def test_engines_are_started_once_for_all_that_fit_them(engines: Engines) -> None:
+    model, settings = Model.open("zoo/student", dtype="float32"), Evaluation()
+    engines.start(model, settings, [16])
+    [first] = engines.running[served(model)]
+    for ranks in ([16], [4], []):
+        engines.start(model, settings, ranks)
+    assert engines.running[served(model)] == [first]
+    engines.start(model, settings, [64])  # which they have no room for
+    [second] = engines.running[served(model)]
+    assert second != first
 
 
 def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,10 @@ from semalign.tasks import load_split
 
 TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 LINES = {"train": 64, "extract": 8, "dev": 12, "test": 16}
-BASE = ("data.task=gsm8k", "training.epochs=2", "training.batch_size=16", "training.lr=3e-3")
+BASE = (
+    *("data.task=gsm8k", "evaluation.splits=[dev,test]"),
+    *("training.epochs=2", "training.batch_size=16", "training.lr=3e-3"),
+)
 KINDS = ("attributions", "activations", "bases", "maps", "transfers", "records")
 
 

@@ -113,6 +113,15 @@ def test_a_failed_trial_does_not_stop_the_others(done: Done) -> None:
     assert "loss is nan" in report.read_text()
 
 
+def test_only_what_is_shown_is_scored_on_the_report_split(done: Done) -> None:
+    scored = {r.trial.axes["variant"]: [*r.items] for r in done.summary.results}
+    assert scored == {
+        "cross-entropy": [("mmlu", "dev"), ("mmlu", "test")],
+        "semalign": [("mmlu", "dev")],
+        "broken": [],
+    }
+
+
 def test_parent_and_children_in_mlflow(done: Done) -> None:
     found = runs(done.work)
     parent = found.pop("three")
@@ -127,10 +136,10 @@ def test_parent_and_children_in_mlflow(done: Done) -> None:
         settings = used_settings(result.trial.config)
         assert run.data.params == {name: str(value) for name, value in settings.items()}
         assert {"loss.alpha", "training.lr", "seed"} <= set(run.data.params)
-    good = found["variant=semalign, seed=0"].data
-    assert {"epoch/loss", "dev/mmlu/transferred", "test/mmlu/transferred.stderr"} <= set(
-        good.metrics
-    )
+    dev, test = "dev/mmlu/transferred", "test/mmlu/transferred.stderr"
+    shown, other = (found[f"variant={name}, seed=0"].data for name in ("cross-entropy", "semalign"))
+    assert {"epoch/loss", dev, test} <= set(shown.metrics)  # the base, and the one that is chosen
+    assert dev in other.metrics and test not in other.metrics
     files = MlflowClient(f"sqlite:///{done.work / 'mlflow.db'}").list_artifacts(parent.info.run_id)
     assert {"best.yaml", "report.md", "trials.csv", "figures"} <= {file.path for file in files}
 

@@ -168,6 +168,7 @@ def test_overrides_of_base_and_sweep(load: Load) -> None:
 def test_every_trial_is_a_configuration_of_its_own(load: Load, tmp_path: Path) -> None:
     trial = trials(load("axes: {loss.alpha: [1]}\n"))[1]
     by_hand = ["training.lr=3e-3", "evaluation.tasks=[mmlu]", "loss.alpha=1"]
+    by_hand.append("evaluation.splits=[dev,test]")  # a transfer chooses nothing on dev
     assert trial.config == effective(resolve([], by_hand))
 
 
