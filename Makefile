@@ -21,13 +21,14 @@ TWICE := -n 2 --dist loadfile --no-loadscope-reorder
 setup: $(VENV)/.ready
 
 # The lock holds every package but torch, and none of vLLM's audio and video ones, whose builds for
-# CUDA break an import of transformers beside a CPU torch. Of its 35,000 modules a third is imported,
-# and compiled then.
+# CUDA break an import of transformers beside a CPU torch. pip would compile modules one by one; a few
+# are templates, which do not compile.
 $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --extra-index-url $(TORCH_INDEX) $(TORCH)
 	$(INSTALL) -r requirements/cpu.lock
 	$(INSTALL) --no-build-isolation --editable .
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1
 	touch $@
 
 demo: setup
