@@ -184,6 +184,7 @@ def test_a_sweep_in_which_nothing_finishes_has_failed(
 def test_a_killed_driver_goes_on(done: Done, engines: Engines, tmp_path: Path) -> None:
     """Kill -9 after the first trial; the rerun's scores are the undisturbed sweep's."""
     command = [sys.executable, "ray_jobs/ablate.py", f"sweep={done.file}", f"workdir={tmp_path}"]
+    command.append("sweep.max_concurrent=1")  # or two may finish at once
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     copy_shared(done.work, tmp_path)
     killed = subprocess.Popen(command, start_new_session=True, **quiet)
