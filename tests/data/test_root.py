@@ -53,7 +53,8 @@ def test_all_faults_of_a_folder_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu" / "train.jsonl").write_text('{"question": 1}\n{}\n')
     (tmp_path / "mmlu" / "extrct.jsonl").write_text("")
-    config = resolve([], [f"data.root={tmp_path}", "evaluation.tasks=[mmlu,gsm8k]"])
+    scored = ["evaluation.tasks=[mmlu,gsm8k]", "evaluation.splits=[dev,test]"]
+    config = resolve([], [f"data.root={tmp_path}", *scored])
     with pytest.raises(UserError) as caught:
         Transfer.of(config, planned=True)
     text = str(caught.value)

@@ -49,6 +49,7 @@ def transfer(
         f"data.root={data}",
         f"data.task={TASK}",
         f"evaluation.tasks=[{TASK}]",
+        "evaluation.splits=[dev,test]",
     ]
     return lambda: Transfer.of(resolve([], overrides))
 
