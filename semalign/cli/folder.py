@@ -85,7 +85,10 @@ class Entry:
     @functools.cached_property
     def trials(self) -> dict[str, dict[str, Any]]:
         """Of a sweep: its finished trials by id, with the folder and the records of each."""
-        return {file.stem: dict(read(file)) for file in sorted(self.path.glob("finished/*.json"))}
+        found = {file.stem: dict(read(file)) for file in sorted(self.path.glob("finished/*.json"))}
+        for name, trial in found.items():
+            trial["records"] |= (read(self.path / "reported" / f"{name}.json") or trial)["records"]
+        return found
 
 
 def read(file: Path) -> Any:

@@ -1,7 +1,7 @@
 """One trial of a sweep, in a process of its own: trained there, scored by shared engines.
 
 How it ended is a file: `finished/<id>.json`, `failed/<id>.json` or `stopped/<id>.json` in the
-sweep's folder.
+sweep's folder; `reported/<id>.json` comes once it is shown on the report split.
 """
 
 from __future__ import annotations
@@ -112,18 +112,14 @@ def _transfer(trial: Trial, shared: Shared) -> float:
 def report(
     trial: Trial, transfer: Transfer, sweep: Sweep, run: Run, engines: Running, folder: Path
 ) -> None:
-    """Score a finished trial on the report split, if it is not yet, and add that to its files and
-    its run.
-    """
-    file = ended(folder, trial, "finished")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    config = trial.config.scored_by(splits=(sweep.report.split,))
-    if all(f"{task}/{sweep.report.split}" in found["records"] for task in config.evaluation.tasks):
+    """Score a finished trial on the report split, unless it is, into a file and its run."""
+    if (file := ended(folder, trial, "reported")).exists():
         return
-    candidate = transferred(transfer, Path(found["folder"]))
-    scored = score_candidates(config, [candidate], engines)
+    place = json.loads(ended(folder, trial, "finished").read_text(encoding="utf-8"))["folder"]
+    config = trial.config.scored_by(splits=(sweep.report.split,))
+    scored = score_candidates(config, [transferred(transfer, Path(place))], engines)
     recording.record_scores(open_run(run, trial), scored, config.evaluation)
-    write_json(file, {**found, "records": {**found["records"], **_record_files(scored)}})
+    write_json(file, {"records": _record_files(scored)})
 
 
 def _record_files(scored: Scored) -> dict[str, str]:
@@ -170,7 +166,9 @@ class EpochScore:
 
 
 def ended(folder: Path, trial: Trial, how: str) -> Path:
-    """The file that records how a trial ended: finished, failed or stopped."""
+    """The file that records how a trial ended: finished, failed or stopped; or that it is reported,
+    its scores on the report split.
+    """
     return folder / how / f"{trial.id}.json"
 
 
@@ -197,10 +195,13 @@ def is_done(folder: Path, trial: Trial, sweep: Sweep) -> bool:
     return finished or was_stopped(folder, trial, sweep) is not None
 
 
-def result(folder: Path, trial: Trial, sweep: Sweep) -> Result:
-    """How a trial ended, from its files."""
+def result(folder: Path, trial: Trial, sweep: Sweep, *, reported: bool = False) -> Result:
+    """How a trial ended, from its files; `reported`: with the scores on the report split."""
     if (file := ended(folder, trial, "finished")).exists():
         found = json.loads(file.read_text(encoding="utf-8"))
+        if reported:
+            shown = ended(folder, trial, "reported").read_text(encoding="utf-8")
+            found["records"] |= json.loads(shown)["records"]
         records = {
             (task, split): read_records(Path(path))
             for name, path in found["records"].items()

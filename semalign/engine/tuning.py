@@ -116,7 +116,7 @@ def _run(
                 folder=folder,
             )
             _tune(shared, slots([trial.config for trial in possible]))
-    _report(sweep, tried, known, run, engines, folder)
+    reported = _report(sweep, tried, known, run, engines, folder)
     # last: the engines start while the first trials train
     compared = sweep.compare is not None
     config, models = references(planned, compared=compared)
@@ -128,7 +128,9 @@ def _run(
     scores: dict[str, dict[MetricKey, Score]] = {}
     for (name, task, split), score in found.items():
         scores.setdefault(name, {})[task, split] = score
-    results = [result(folder, trial, sweep) for trial in tried.values()]
+    results = [
+        result(folder, trial, sweep, reported=trial.id in reported) for trial in tried.values()
+    ]
     _end_others(run, results)
     return summarise(sweep, results, scores)
 
@@ -162,17 +164,19 @@ def _report(
     run: Run,
     engines: Engines,
     folder: Path,
-) -> None:
-    """Score the base and the setting that is chosen on the report split, once they are known."""
+) -> set[str]:
+    """Score the base and the setting that is chosen on the report split, now that it is known which
+    that is; the ids of their trials.
+    """
     summary = summarise(sweep, [result(folder, trial, sweep) for trial in tried.values()])
     if summary.chosen is None:
-        return
+        return set()
     shown = [setting for setting in (summary.base, summary.chosen) if setting is not None]
-    trials = {r.trial.id: r.trial for setting in shown for r in setting.finished}
-    missing = [trial for trial in trials.values() if trial.id not in known]
-    transfers_of = {**known, **transfers(missing)}
-    for trial in trials.values():
-        report(trial, transfers_of[trial.id], sweep, run, engines.running, folder)
+    finished = {found.trial.id: found.trial for setting in shown for found in setting.finished}
+    known = {**known, **transfers([t for t in finished.values() if t.id not in known])}
+    for trial in finished.values():
+        report(trial, known[trial.id], sweep, run, engines.running, folder)
+    return set(finished)
 
 
 def prepare(wanted: Sequence[Transfer]) -> None:
