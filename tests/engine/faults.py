@@ -95,6 +95,7 @@ class MlflowServer:
         where += ["--artifacts-destination", str(self.folder / "artifacts")]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *where],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
