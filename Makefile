@@ -28,7 +28,7 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 	$(INSTALL) --extra-index-url $(TORCH_INDEX) $(TORCH)
 	$(INSTALL) -r requirements/cpu.lock
 	$(INSTALL) --no-build-isolation --editable .
-	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	touch $@
 
 demo: setup

@@ -65,6 +65,8 @@ def title_of(command: list[str]) -> str:
     words = command[0].split()
     if words[0].startswith("ray::"):
         return words[0]
+    if "-c" in command:
+        return f"{words[0].rpartition('/')[2]} -c"
     names = [word.rpartition("/")[2] for word in command if not word.startswith("-")]
     if names[0].startswith("python") and len(names) > 1:
         module = command[command.index("-m") + 1] if "-m" in command else names[1]

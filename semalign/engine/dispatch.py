@@ -1,4 +1,4 @@
-"""Engines that answer, workers that judge code in a sandbox, and the one loop that feeds both.
+"""Engines that answer, workers that judge by running code, and the one loop that feeds both.
 
 A dead engine is restarted by Ray and the batches it held are done again; a batch has one result, so
 no item is counted twice or lost.
@@ -22,8 +22,8 @@ from semalign.engine.serving import ANYWHERE, start_engines, stop_engines
 from semalign.errors import Failed, one_line, root_cause
 from semalign.models.peft_folder import adapter_rank
 from semalign.stages.judged import Batch, Served, Unit, adapters_of, batches, by_model, judge_batch
-from semalign.stages.scoring import Generation, GenerationRequest, judge
-from semalign.tasks import Example, find_task
+from semalign.stages.scoring import Generation, GenerationRequest, compares_texts, judge
+from semalign.tasks import Example
 from semalign.tasks.protocols import Protocol
 
 _AHEAD = 2  # batches an engine holds, so that it never waits for the driver
@@ -120,17 +120,17 @@ class _Engines:
         self.load[engine] -= 1
         self.bars["generate"].update(len(batch.requests))
         wanted = batch.unit.wanted
-        if find_task(wanted.task).kind == "code":
+        if compares_texts(wanted.task, wanted.protocol.profile(wanted.task)):
+            self._judged(batch, partial(self._judge_here, batch), generated)
+        else:
             judge = _judge.options(scheduling_strategy=ANYWHERE, num_cpus=self.judge_cpus)
             items = batch.examples, batch.requests, generated
             judged = judge.remote(*items, wanted.split, wanted.protocol, self.settings.sandbox)
             self.pending[judged] = partial(self._judged, batch, ray.get)
-        else:
-            self._judged(batch, partial(self._judge_here, batch), generated)
         self.feed()
 
     def _judge_here(self, batch: Batch, generated: ray.ObjectRef) -> list[Record]:
-        """Without a process for it: comparing texts takes no time."""
+        """Without a process for it, which would take longer."""
         return judge_batch(batch, ray.get(generated), self.settings.sandbox)
 
     def _judged(

@@ -43,7 +43,7 @@ def show_sweep_plan(sweep: Sweep, *, yes: bool = False) -> None:
     """
     planned = trials(sweep, yes=yes)
     compared = sweep.compare is not None
-    plan = plan_sweep(planned, compared=compared, report=sweep.report.split)
+    plan = plan_sweep(planned, compared=compared, held_back=sweep.held_back)
     console = new_console()
     console.print(terminal(sweep.description, *sweep_rows(plan)))
     _print_absent(console, plan.absent)

@@ -33,7 +33,7 @@ from semalign.methods.method import Transfer
 from semalign.stages.judged import Served
 from semalign.sweep.file import Sweep
 from semalign.sweep.summary import Result, finished
-from semalign.sweep.trials import Trial
+from semalign.sweep.trials import Trial, every_trials
 
 Running = dict[Served, list[Any]]
 DIED = "its process died; the same command again runs it"
@@ -99,7 +99,7 @@ def _transfer(trial: Trial, shared: Shared) -> float:
         recipe = make(prepared, _executor(prepared, workspace, timer, observe), quiet=True)
     folder = workspace.place(recipe.result)
     recording.describe(folder, config)
-    scoring = config.scored_by(splits=shared.sweep.trial_splits(config.evaluation.splits))
+    scoring = every_trials(config, shared.sweep.held_back)
     candidate = transferred(prepared, folder)
     scored = score_candidates(scoring, [candidate], shared.engines, judge_cpus=0)
     shutil.rmtree(served, ignore_errors=True)

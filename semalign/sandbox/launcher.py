@@ -119,7 +119,7 @@ class _Server:
         why = line.removeprefix(b"failed ").decode("utf-8", "replace")
         raise SandboxError(f"the sandbox did not start a program: {why}")
 
-    def has_ended_it(self) -> bool:
+    def program_ended(self) -> bool:
         """Whether all processes of the program have ended, for which it waits a moment."""
         return self._line(_END_LIMIT_S) == b"."
 
@@ -191,7 +191,7 @@ def _end_program(launcher: Launcher, server: _Server, leash: int) -> None:
     with contextlib.suppress(OSError):  # the server may be dead
         os.write(leash, b".")
     os.close(leash)
-    if server.has_ended_it():
+    if server.program_ended():
         _idle[launcher].append(server)
     else:
         server.close()

@@ -337,6 +337,11 @@ def _outputs(
         )
 
 
+def compares_texts(task: str, profile: Profile) -> bool:
+    """Whether judging only compares texts and numbers here: it runs no code, and nobody else's."""
+    return not profile.library and TASKS[task].kind not in ("code", "lm_eval")
+
+
 def _judgements(outputs: Sequence[_Output], profile: Profile, sandbox: Sandbox) -> list[_Judgement]:
     if profile.library:
         return _by_library(outputs)

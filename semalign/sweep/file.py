@@ -32,7 +32,7 @@ A file may set methods side by side instead of choosing among settings:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,11 +128,12 @@ class Sweep(Settings):
             return task, self.report.split
         return str(self.select.metric), self.select.split
 
-    def trial_splits(self, splits: Sequence[str]) -> tuple[str, ...]:
-        """Those of `splits` that every trial is scored on: where one setting is chosen, only it and
-        the base are scored on the report split.
+    @property
+    def held_back(self) -> str | None:
+        """The split on which only the base and the chosen setting are scored; None where nothing is
+        chosen.
         """
-        return tuple(s for s in splits if self.compare is not None or s != self.report.split)
+        return self.report.split if self.compare is None else None
 
     @property
     def ranges(self) -> tuple[Range, ...]:

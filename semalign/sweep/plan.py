@@ -31,7 +31,7 @@ from semalign.stages.mapping import Map
 from semalign.sweep.outcomes import Count
 from semalign.sweep.sharing import Need, SharedResult, Sharing
 from semalign.sweep.transfers import transfers as read_transfers
-from semalign.sweep.trials import Trial, references
+from semalign.sweep.trials import Trial, every_trials, references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +126,10 @@ def plan_sweep(
     transfers: Mapping[str, Transfer] | None = None,
     *,
     compared: bool = False,
-    report: str = "test",
+    held_back: str | None = None,
 ) -> SweepPlan:
-    """Plan all trials together: `compared` where their sweep chooses nothing, `report` is its
-    report split. The trials' transfers by id are read unless given.
+    """Plan all trials together: `compared` where their sweep chooses nothing, `held_back` is the
+    split on which only what it shows is scored. The trials' transfers by id are read unless given.
 
     Raises UserError for whatever a trial's inputs lack.
     """
@@ -139,7 +139,7 @@ def plan_sweep(
     config = trials[0].config  # of whose runtime settings all trials are
     shared = tuple(_shared(config, need) for need in sharing.needs)
     results = [(r, made.most) for alike, made in sharing.alike for r in alike]
-    items = _Items(None if compared else report)
+    items = _Items(held_back)
     return SweepPlan(
         trials=tuple(trials),
         transfers=transfers,
@@ -148,7 +148,7 @@ def plan_sweep(
         naive=_naive(sharing, items),
         exact=sharing.exact,
         decided=sharing.decided,
-        chooses=not compared,
+        chooses=held_back is not None,
     )
 
 
@@ -166,19 +166,18 @@ def _shared(config: Config, need: Need) -> SharedArtifact:
 
 
 class _Items:
-    """How many requests one model answers by a configuration, counted once. On the split `report`
-    not every trial is scored; None: all are scored on all.
+    """How many requests one model answers by a configuration, counted once. On the split that is
+    `held_back` not every trial is scored; None: all are scored on all.
     """
 
-    def __init__(self, report: str | None) -> None:
-        self.report = report
+    def __init__(self, held_back: str | None) -> None:
+        self.held_back = held_back
         self._known: dict[tuple[str, str], int] = {}
 
     def of_trial(self, config: Config) -> int:
-        splits = tuple(split for split in config.evaluation.splits if split != self.report)
-        return self(config.scored_by(splits=splits))
+        return self(every_trials(config, self.held_back))
 
-    def reported(self, config: Config) -> int:
+    def shown(self, config: Config) -> int:
         return self(config) - self.of_trial(config)
 
     def __call__(self, config: Config) -> int:
@@ -213,7 +212,7 @@ def _once(
     ]
     seeds = len({trial.seed for trial in trials})
     shown = seeds * min(2, len({trial.setting for trial in trials}))  # the base and the chosen
-    answers.append((shown * items.reported(config), transfers[0].inputs.student.shape.weights))
+    answers.append((shown * items.shown(config), transfers[0].inputs.student.shape.weights))
     scoring = scoring_step(
         transfers[0],
         answered=float(sum(count * weights for count, weights in answers)),

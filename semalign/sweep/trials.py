@@ -107,6 +107,14 @@ def _check_control(sweep: Sweep, found: Iterable[Trial]) -> None:
         )
 
 
+def every_trials(config: Config, held_back: str | None) -> Config:
+    """A trial's configuration, scored on what every trial is scored on: all splits but the one that
+    is `held_back`.
+    """
+    splits = config.evaluation.splits
+    return config.scored_by(splits=tuple(split for split in splits if split != held_back))
+
+
 def references(planned: Sequence[Trial], *, compared: bool) -> tuple[Config, list[str]]:
     """The models for comparison, and how they are scored: the student, and where methods are
     compared the teachers too, on all their tasks.

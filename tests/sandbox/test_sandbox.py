@@ -268,6 +268,20 @@ def test_one_server_serves_one_program_after_another(tier: int) -> None:
     assert run("assert True").passed and launcher._idle[sandbox._launcher()] == [replaced]
 
 
+@TIER_1
+def test_a_program_has_no_capability_and_cannot_get_one() -> None:
+    """Neither now, nor by what it would execute."""
+    program = (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nsets = (ctypes.c_uint * 6)(*[1] * 6)\n"
+        "assert libc.capget((ctypes.c_uint * 2)(0x20080522, 0), sets) == 0\n"
+        "assert list(sets) == [0] * 6, list(sets)\n"
+        "bound = [n for n in range(64) if libc.prctl(23, n, 0, 0, 0) == 1]\n"
+        "assert not bound, bound\n"
+        "assert libc.prctl(39, 0, 0, 0, 0) == 1, 'new privileges'\n"
+    )
+    assert run(program).reason == "passed"
+
+
 def test_a_program_leaves_nothing_to_the_next(tier: int) -> None:
     """They come from one process, which never has what they change."""
     leave = "import sys, typing\ntyping.left = sys.left = 1\n"

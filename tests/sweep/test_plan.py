@@ -218,7 +218,7 @@ def test_trials_share_what_is_equal(make: Make) -> None:
         "axes: {loss.alpha: [0.1, 1], alignment.map: [cosine, dual], adapter: {cases: "
         "{small: {training.lora.rank: 4}, whole: {training.adapter: full}}}}\nseeds: [0, 1, 2]"
     )
-    plan = plan_sweep(found)
+    plan = plan_sweep(found, held_back="test")
     assert (len(plan.trials), plan.settings, plan.seeds) == (27, 9, 3)
     once, naive = plan.once, plan.naive
     assert (once.attributions, once.extractions, once.columns, once.prefixes) == (0, 1, 1, 1)
@@ -245,8 +245,10 @@ def test_a_comparison_scores_students_and_teachers_on_every_task(make: Make) -> 
     }
     assert once.items == (2 + 2) * sum(items.values())
     assert once.engines == 2 + 2  # and each of LaTen's students
-    alone = plan_sweep(found).once  # as if one were chosen: the student, it and the base on test
-    assert alone.items == (1 + 2) * items["mmlu"]
+    alone = plan_sweep(found).once
+    assert alone.items == 2 * sum(items.values()) + items["mmlu"]
+    chosen = plan_sweep(found, held_back="test").once  # the student, it and the base on test
+    assert chosen.items == (1 + 2) * items["mmlu"]
     assert alone.engines == 1 + 2
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 # Options of prctl.
-_PDEATHSIG, _DUMPABLE, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS = 1, 4, 8, 22, 38
+_PDEATHSIG, DUMPABLE, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS = 1, 4, 8, 22, 38
 SIGKILL = 9
 _LANDLOCK_RESTRICT_SELF = 446  # on every architecture
 _CAPABILITIES_3, _DAC_READ_SEARCH = 0x20080522, 1 << 2
@@ -47,7 +47,7 @@ def confine(request: dict[str, Any], ruleset: int | None, syscalls: bytes | None
     elif os.getuid() == 0:  # of a user namespace
         _keep_capabilities(0)
     prctl(_NO_NEW_PRIVS, 1)
-    prctl(_DUMPABLE, 0)  # no process without privileges may trace this one or read its memory
+    prctl(DUMPABLE, 0)  # no process without privileges may trace this one or read its memory
     prctl(_PDEATHSIG, SIGKILL)
     _restrict(ruleset)
     if syscalls:

@@ -12,7 +12,15 @@ import marshal
 import os
 import socket
 
-from semalign.sandbox.inside.harness import LIBC, SIGKILL, attempt, prctl, start_processes, succeed
+from semalign.sandbox.inside.harness import (
+    DUMPABLE,
+    LIBC,
+    SIGKILL,
+    attempt,
+    prctl,
+    start_processes,
+    succeed,
+)
 from semalign.sandbox.inside.wire import receive
 
 TYPE_CHECKING = False  # as type checkers read it; importing typing would double the start
@@ -24,7 +32,7 @@ _COMMON = """
     bisect collections copy datetime functools heapq itertools math operator random re string sys
     typing
 """
-_SUBREAPER, _DROP_BOUND, _AMBIENT, _CLEAR_AMBIENT = 36, 24, 47, 4  # of prctl
+_SUBREAPER, _READ_BOUND, _DROP_BOUND, _AMBIENT, _CLEAR_AMBIENT = 36, 23, 24, 47, 4  # of prctl
 _CAPABILITIES = 64  # more than there are
 _MOUNTS, _HOSTNAME, _IPC, _PROCESSES, _NETWORK = 0x20000, 0x4000000, 0x8000000, 0x20000000, 1 << 30
 _NOSUID, _NODEV = 2, 4  # of mount
@@ -41,6 +49,7 @@ def serve(settings: dict[str, Any]) -> None:
         _bound_capabilities()
     else:
         prctl(_SUBREAPER, 1)  # it stands in for a namespace of processes
+    prctl(DUMPABLE, 0)  # a program of the same user may not trace it either
     # They keep the caller's numbers, which may be high; new ones are low.
     control = socket.socket(fileno=_lowered(settings["control"]))
     if settings["ruleset"] is not None:
@@ -113,8 +122,9 @@ def _children() -> list[int]:
 def _bound_capabilities() -> None:
     """Nothing that is executed below this process has a capability."""
     for number in range(_CAPABILITIES):
-        attempt(prctl, _DROP_BOUND, number)
-    attempt(prctl, _AMBIENT, _CLEAR_AMBIENT)
+        if LIBC.prctl(_READ_BOUND, number, 0, 0, 0) == 1:  # 0: dropped; -1: there is none
+            prctl(_DROP_BOUND, number)
+    prctl(_AMBIENT, _CLEAR_AMBIENT)
 
 
 def _lowered(fd: int) -> int:
