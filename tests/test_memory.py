@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -19,7 +16,7 @@ print(found.planned / found.peak, found.peak)
 """
 
 
-def ratio(folder: Path, *settings: str) -> float:
+def planned_over_measured(folder: Path, *settings: str) -> float:
     """Planned over measured, of attribution on a few rows."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder), *settings],
@@ -30,12 +27,4 @@ def ratio(folder: Path, *settings: str) -> float:
 
 def test_the_shipped_family(tmp_path: Path) -> None:
     """Mostly what a process has after its imports."""
-    assert 0.75 < ratio(tmp_path) < 1.25
-
-
-def test_a_real_model(tmp_path: Path) -> None:
-    """Weights, activations and logits."""
-    folder = os.environ.get("SEMALIGN_SMOLLM2")
-    if folder is None:
-        pytest.skip("SEMALIGN_SMOLLM2 names no folder of SmolLM2-135M")
-    assert 0.75 < ratio(tmp_path, f"teacher={folder}", f"student={folder}") < 1.25
+    assert 0.75 < planned_over_measured(tmp_path) < 1.25

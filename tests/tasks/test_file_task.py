@@ -19,6 +19,7 @@ from semalign.stages.scoring import Generation, judge, requests
 from semalign.tasks import TASKS, load_split
 from semalign.tasks.file import read_task_file
 from semalign.tasks.protocols import PROTOCOLS, find_protocol
+from tests.tasks.test_tasks import ROUND, UNCLEAR
 
 EXAMPLES = Path("examples/tasks").resolve()
 ROOT = Path("unused")
@@ -132,13 +133,39 @@ def test_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
     name = task(tmp_path, "prompt: '{{ q }}'\nanswer: ' {{ a }}'\nmetric: numeric\n",
                 [{"q": "?", "a": 1200}, {"q": "??", "a": "5"}])  # fmt: skip
     assert [record.correct for record in judged(name, texts(" 3 + 1,200.0", " none"))] == [1, 0]
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: answer: ' x' has no number"):
-        task(
-            tmp_path,
-            "prompt: '{{ q }}'\nanswer: ' {{ a }}'\nmetric: numeric\n",
-            [{"q": 1, "a": "x"}],
-        )
+
+
+NUMERIC = "prompt: '{{ q }}'\nanswer: ' {{ a }}'\nmetric: numeric\n"
+
+
+@pytest.mark.parametrize("number", [*UNCLEAR[:-1], "16-3"])
+@pytest.mark.parametrize("text", ["{}", "So it is {}", "2 + 2 = {}", "So.\n#### {}"])
+def test_references_that_are_not_one_number_are_refused(
+    tmp_path: Path, text: str, number: str
+) -> None:
+    task(tmp_path, NUMERIC, [{"q": 1, "a": text.format(number) or "x"}])
+    expected = r"rows\.jsonl:1: answer: metric=numeric compares one number at its end, such as"
+    with pytest.raises(UserError, match=expected):
         load_split(ROOT, "mine", "test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *ROUND,
+        *(
+            "3 + 4 = 7",
+            "It takes 3 steps and costs 42 dollars.",
+            "x=5",
+            "Answer: 5",
+            "5 eggs, 6 hens",
+        ),
+        *("It is 20. Surely.", "In 1990, 7", "16 - 3 = 13", "1 2/3\n#### 5"),
+    ],
+)
+def test_references_that_end_in_one_number_are_accepted(tmp_path: Path, text: str) -> None:
+    task(tmp_path, NUMERIC, [{"q": 1, "a": text}])
+    load_split(ROOT, "mine", "test")
 
 
 def test_chrf_is_sacrebleus_and_is_a_score(tmp_path: Path) -> None:
