@@ -16,7 +16,9 @@ install_import_hook("semalign.core", "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # two test processes share two cores
+# two test processes share two cores
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180")
 
 TASKS = ("mmlu", "gsm8k", "humaneval", "mbpp")
 

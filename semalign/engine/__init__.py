@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Read when Ray is imported. On a busy machine its dashboard takes longer than Ray's 60 seconds; one
+# that has died is noticed at once.
+os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180")
 
 
 def _works_for_ray() -> bool:
