@@ -51,7 +51,7 @@ from semalign.stages.adaptation import LoraAdaptation
 from semalign.stages.attribution import LayerScores, attribution_scores
 from semalign.stages.bases import Bases
 from semalign.stages.extraction import Activations, Prefix, extract_shard
-from semalign.stages.mapping import MAPS, Map, Transport, chosen
+from semalign.stages.mapping import MAPS, Map, Transport, selected
 from semalign.stages.student import CHUNK, SupervisedStudent
 from semalign.stages.supervision import Supervision, Target
 from semalign.stages.training import train
@@ -332,7 +332,7 @@ def measure_map(run: Run) -> list[Row]:
 
     def gathered() -> list[Tensor]:
         both = zip(bases, sides, strict=True)
-        return [chosen(whole.to(device), 1, ids) for whole, (_, ids) in both]
+        return [selected(whole.to(device), 1, ids) for whole, (_, ids) in both]
 
     student, teacher = gathered()
     transport = Transport.build(student, teacher, kind)

@@ -100,11 +100,13 @@ def attribution_curves(
             how = {"granularity": granularity, "aggregation": aggregation}
             scores = attribution_scores(model, tokens, batch_size=batch_size, **how)
             critical = paper_number(critical_layers(scores, 1)[0])
-            curves.append({**how, "scores": scores, "share": shares(scores), "critical": critical})
+            curves.append(
+                {**how, "scores": scores, "share": normalised(scores), "critical": critical}
+            )
     return {"curves": curves}
 
 
-def shares(scores: Sequence[float]) -> list[float]:
+def normalised(scores: Sequence[float]) -> list[float]:
     """Each score over the sum of all magnitudes; zeros stay zeros."""
     total = sum(map(abs, scores))
     return [score / total if total else 0.0 for score in scores]

@@ -21,7 +21,15 @@ from semalign.config.sections import Evaluation, Sandbox
 from semalign.engine.serving import ANYWHERE, start_engines, stop_engines
 from semalign.errors import Failed, one_line, root_cause
 from semalign.models.peft_folder import adapter_rank
-from semalign.stages.judged import Batch, Served, Unit, adapters_of, batches, by_model, judge_batch
+from semalign.stages.judged import (
+    EngineCall,
+    Served,
+    Unit,
+    adapters_of,
+    batches,
+    by_model,
+    judge_batch,
+)
 from semalign.stages.scoring import Generation, GenerationRequest, compares_texts, judge
 from semalign.tasks import Example
 from semalign.tasks.protocols import Protocol
@@ -116,7 +124,7 @@ class _Engines:
         if not any(self.load.values()):
             self.close()
 
-    def _generated(self, engine: Any, batch: Batch, generated: ray.ObjectRef) -> None:
+    def _generated(self, engine: Any, batch: EngineCall, generated: ray.ObjectRef) -> None:
         self.load[engine] -= 1
         self.bars["generate"].update(len(batch.requests))
         wanted = batch.unit.wanted
@@ -129,13 +137,13 @@ class _Engines:
             self.pending[judged] = partial(self._judged, batch, ray.get)
         self.feed()
 
-    def _judge_here(self, batch: Batch, generated: ray.ObjectRef) -> list[Record]:
+    def _judge_here(self, batch: EngineCall, generated: ray.ObjectRef) -> list[Record]:
         """Without a process for it, which would take longer."""
         return judge_batch(batch, ray.get(generated), self.settings.sandbox)
 
     def _judged(
         self,
-        batch: Batch,
+        batch: EngineCall,
         records_of: Callable[[ray.ObjectRef], list[Record]],
         reference: ray.ObjectRef,
     ) -> None:

@@ -109,7 +109,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     from semalign.stages.supervision import reaches_output
     from semalign.stages.training import Save, train
-    from semalign.stages.update import Progress, report, supervised_student
+    from semalign.stages.update import Progress, print_epoch, supervised_student
 
     device = ray.train.torch.get_device()
     student = supervised_student(update, config["workspace"], device)
@@ -129,7 +129,7 @@ def _worker(config: dict[str, Any]) -> None:
             if rank == 0:
                 progress.write(Path(scratch), measured, save)
                 checkpoint = Checkpoint.from_directory(scratch)
-                report(measured)
+                print_epoch(measured)
                 if config["observe"]:
                     score = config["observe"](measured, progress.keep)
                     summary |= {} if score is None else {"score": score}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.sandbox.isolation import landlock_ruleset, syscall_filter
-from semalign.sandbox.root import PYTHON, enter_script, found_tool, shown, tool
+from semalign.sandbox.root import PYTHON, enter_script, found_tool, tool, visible
 
 STRONGEST, WEAKEST = 1, 3  # tiers, see run.py
 _START_LIMIT_S = 60.0  # for the machine, not the program, whose own clock starts with "ready"
@@ -35,7 +35,7 @@ modules, settings = marshal.load(sys.stdin.buffer)
 for name, code in modules:
     module = sys.modules[name] = type(sys)(name)
     exec(code, vars(module))
-module.serve(settings)
+module.fork_programs(settings)
 """
 
 
@@ -200,7 +200,7 @@ def _end_program(launcher: Launcher, server: _Server, leash: int) -> None:
 def _ruleset(launcher: Launcher) -> contextlib.AbstractContextManager[int | None]:
     if not launcher.rules:
         return contextlib.nullcontext()
-    return landlock_ruleset(None if launcher.namespaces else shown())
+    return landlock_ruleset(None if launcher.namespaces else visible())
 
 
 @functools.cache

@@ -19,10 +19,10 @@ def enter_script() -> str:
     It is process 1 of the namespace: when it ends, all that it started ends too. The new root is
     mounted over /proc, a folder that every system has and a program must not see.
     """
-    links = [path for path in shown() if path.is_symlink()]  # such as /lib -> usr/lib
-    folders = [path for path in shown() if path.is_dir() and path not in links]
-    files = [path for path in shown() if path not in links + folders]
-    parents = [path if path in folders else path.parent for path in shown()]
+    links = [path for path in visible() if path.is_symlink()]  # such as /lib -> usr/lib
+    folders = [path for path in visible() if path.is_dir() and path not in links]
+    files = [path for path in visible() if path not in links + folders]
+    parents = [path if path in folders else path.parent for path in visible()]
     return "\n".join(
         [
             "set -e",
@@ -43,7 +43,7 @@ def enter_script() -> str:
 
 
 @functools.cache
-def shown() -> tuple[Path, ...]:
+def visible() -> tuple[Path, ...]:
     """The paths that the program may read: Python and its libraries."""
     prefix = Path(sys.base_prefix).resolve()
     python = PYTHON if prefix in (Path("/usr"), Path("/")) else prefix

@@ -41,7 +41,7 @@ from semalign.sandbox.launcher import (
     started,
 )
 from semalign.sandbox.program import Program
-from semalign.sandbox.root import PYTHON, shown
+from semalign.sandbox.root import PYTHON, visible
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ refused(os.setsid)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Judgement:
     """``passed`` is true only when every test ran to its end; ``seconds`` is wall-clock time."""
 
     passed: bool
@@ -96,7 +96,7 @@ def run(
     processes: int = 8,
     file_mb: int = 8,
     min_tier: int = DEFAULT_TIER,
-) -> Verdict:
+) -> Judgement:
     """The verdict on ``program``, whose tests raise when they fail; all it started is killed.
 
     ``timeout_s`` bounds the wall-clock time of solution and tests, and with it CPU seconds;
@@ -154,7 +154,7 @@ def _weakest() -> Launcher:
 def _probe(tier: int) -> Launcher | str:
     """A launcher into the tier that was found to isolate, or the reason why there is none."""
     needs = "namespaces cannot be made (needs root, or user namespaces, with util-linux)"
-    proof = _PROOF_1.format(shown={"dev", "tmp"} | {path.parts[1] for path in shown()})
+    proof = _PROOF_1.format(shown={"dev", "tmp"} | {path.parts[1] for path in visible()})
     candidates = in_namespaces()
     if tier == 2:
         version = landlock_version()
@@ -180,7 +180,7 @@ def _probe(tier: int) -> Launcher | str:
 
 def _run(
     launcher: Launcher, program: Program, timeout_s: float, limits: dict[str, int], processes: int
-) -> Verdict:
+) -> Judgement:
     secret = secrets.token_hex(16)
     tests = marshal.dumps(
         {
@@ -199,7 +199,7 @@ def _run(
         with contextlib.suppress(TimeoutError):
             line = receive_line(channel, begin + timeout_s)
         seconds = time.monotonic() - begin
-    return Verdict(
+    return Judgement(
         passed=line == secret.encode(),
         reason=_reason(line, secret, timeout_s),
         seconds=seconds,

@@ -145,7 +145,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class EngineCall:
     """Some items of a unit, as requests of one engine call."""
 
     unit: Unit
@@ -153,7 +153,7 @@ class Batch:
     requests: list[GenerationRequest]
 
 
-def batches(units: Sequence[Unit], size: int) -> list[Batch]:
+def batches(units: Sequence[Unit], size: int) -> list[EngineCall]:
     """All missing items of units of one model, code first: its verdicts take longest and can be
     reached while others run.
     """
@@ -172,7 +172,7 @@ def batches(units: Sequence[Unit], size: int) -> list[Batch]:
             )
         for start in range(0, len(made_requests), size):
             part = slice(start, start + size)
-            made.append(Batch(unit, unit.missing[part], made_requests[part]))
+            made.append(EngineCall(unit, unit.missing[part], made_requests[part]))
     return made
 
 
@@ -180,7 +180,9 @@ def _tokenizer(model: Model) -> Any:
     return load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
 
 
-def judge_batch(batch: Batch, generations: Sequence[Generation], sandbox: Sandbox) -> list[Record]:
+def judge_batch(
+    batch: EngineCall, generations: Sequence[Generation], sandbox: Sandbox
+) -> list[Record]:
     """The records of a batch's answers; code runs in the sandbox."""
     wanted = batch.unit.wanted
     return judge(

@@ -187,11 +187,11 @@ class Map(Artifact):
         if self.how.uses_bases:
             places = map(host.workspace.place, self.needs())
             student, teacher = (
-                chosen(Bases.read(place).to(host.device), 1, ids)
+                selected(Bases.read(place).to(host.device), 1, ids)
                 for place, (_, ids) in zip(places, sides, strict=True)
             )
         else:
-            student, teacher = (chosen(_head(m).to(host.device), 0, ids) for m, ids in sides)
+            student, teacher = (selected(_head(m).to(host.device), 0, ids) for m, ids in sides)
         built = Transport.build(student, teacher, self.how, top_k=self.alignment.top_k)
         built.to(torch.device("cpu")).save(folder / _FILE)
         return {}
@@ -207,7 +207,7 @@ class Map(Artifact):
         return Transport.load(folder / _FILE)
 
 
-def chosen(tensor: Tensor, dim: int, ids: Tensor) -> Tensor:
+def selected(tensor: Tensor, dim: int, ids: Tensor) -> Tensor:
     """The rows or columns of these ids, on the tensor's device; itself where that is all of it."""
     if torch.equal(ids, torch.arange(tensor.shape[dim])):
         return tensor

@@ -381,7 +381,7 @@ def train_here(update: Update, host: Host) -> Path:
         progress.add(measured)
         with making(scratch / f"checkpoint_{measured.epoch:06}") as folder:
             progress.write(folder, measured, save)
-            report(measured)
+            print_epoch(measured)
             if host.observe:  # before the checkpoint counts: a kill here loses no epoch's record
                 host.observe(measured, progress.keep)
         for old in _checkpoints(scratch)[:-_CHECKPOINTS_KEPT]:
@@ -411,7 +411,7 @@ def diverged(error: Diverged | str, checkpoint: Path | None) -> Diverged:
     return Diverged(f"{error}; last good checkpoint: {checkpoint or 'none yet'}")
 
 
-def report(measured: Epoch) -> None:
+def print_epoch(measured: Epoch) -> None:
     """One line an epoch, with the means of its steps."""
     values = "  ".join(f"{k} {v:.4f}" for k, v in measured.summary().items() if k != "epoch")
     # to a named stream: Ray Train turns a plain print into two lines

@@ -54,7 +54,7 @@ def _named(path: Path, key: str) -> list[str]:
     return re.findall(rf"^{key}:[ ]*[\"']?([\w.:-]+)[\"']?[ ]*$", text, re.MULTILINE)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_task(path: Path) -> dict[str, Any]:
     """The configuration of a task's YAML file, with what it includes."""
     from lm_eval.tasks._yaml_loader import load_yaml
 

@@ -38,7 +38,7 @@ class LmEvalTask(Task):
 
     def __init__(self, name: str, yaml: Path) -> None:
         self.name, self.yaml = name, yaml
-        self.config = lm_eval_library.read_yaml(yaml)
+        self.config = lm_eval_library.read_task(yaml)
         if "output_type" not in self.config and "class" in self.config:
             raise UserError(f"{name}: a task that lm_eval computes in Python; expected a YAML task")
         self.kind = "lm_eval"

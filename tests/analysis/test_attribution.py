@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from semalign.analysis import FIGURES
-from semalign.analysis.attribution import attribution_curves, shares
+from semalign.analysis.attribution import attribution_curves, normalised
 from semalign.data.tokens import Tokens
 from semalign.models.loading import load_model
 from semalign.stages.attribution import attribution_scores
@@ -36,7 +36,7 @@ def test_attribution_has_a_curve_a_granularity_and_aggregation(
     signed = next(c for c in curves if (c["granularity"], c["aggregation"]) == ("block", "sum"))
     # the final norm takes the scale away, so no gradient lies along the last layer's output
     assert abs(signed["share"][-1]) < 1e-2
-    assert shares([0.0, 0.0]) == [0.0, 0.0]
+    assert normalised([0.0, 0.0]) == [0.0, 0.0]
 
 
 def test_attribution_fills_the_critical_layer() -> None:

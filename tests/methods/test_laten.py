@@ -109,7 +109,7 @@ def other_norms(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
 def test_scores_and_choices_equal_the_literal_ones(
     family: str, readout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(laten_neurons, "CHUNK", 48 * 7)  # 7 neurons at a time
+    monkeypatch.setattr(laten_neurons, "PIECE", 48 * 7)  # 7 neurons at a time
     model = other_norms(family)
     decoder, literal = find_decoder(model), observed(model)
     eps = getattr(model.model.norm, "variance_epsilon", None) or model.model.norm.eps

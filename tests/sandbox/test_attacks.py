@@ -22,7 +22,7 @@ from semalign.sandbox import launcher
 from semalign.sandbox import run as sandbox
 from semalign.sandbox.launcher import WEAKEST, Launcher
 from semalign.sandbox.program import Program
-from semalign.sandbox.run import Verdict
+from semalign.sandbox.run import Judgement
 from tests.sandbox.attacks.escapes import BOMBS, ESCAPES
 from tests.sandbox.attacks.forgeries import CHECKS, FORGERIES
 
@@ -56,8 +56,8 @@ def outside() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def judged(programs: list[Program], timeout_s: float = 3.0) -> list[Verdict]:
-    def one(program: Program) -> Verdict:
+def judged(programs: list[Program], timeout_s: float = 3.0) -> list[Judgement]:
+    def one(program: Program) -> Judgement:
         return sandbox.run(program, timeout_s=timeout_s, min_tier=WEAKEST)
 
     with ThreadPoolExecutor(4) as pool:

@@ -20,7 +20,7 @@ from semalign.sandbox import run as sandbox
 from semalign.sandbox.launcher import WEAKEST, Launcher
 from semalign.sandbox.program import Program
 from semalign.sandbox.root import found_tool
-from semalign.sandbox.run import Verdict, probe_tier, require_tier
+from semalign.sandbox.run import Judgement, probe_tier, require_tier
 
 TIER_1 = pytest.mark.skipif("probe_tier() > 1", reason="namespaces cannot be made on this machine")
 
@@ -112,7 +112,7 @@ RAISES = {
 }
 
 
-def run(solution: str, tests: str = "", timeout_s: float = 10.0) -> Verdict:
+def run(solution: str, tests: str = "", timeout_s: float = 10.0) -> Judgement:
     program = Program(solution=solution, tests=tests, entry=("f",))
     return sandbox.run(program, timeout_s=timeout_s, min_tier=WEAKEST)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from semalign.stages.copies import Ahead, Fetched, behind, joined, sent
-from semalign.stages.mapping import chosen
+from semalign.stages.mapping import selected
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -73,7 +73,7 @@ def test_rows_go_to_a_device_and_back(name: str) -> None:
 
 def test_all_columns_in_order_are_the_tensor_itself() -> None:
     tensor = torch.randn(2, 3)
-    assert chosen(tensor, 1, torch.arange(3)) is tensor
+    assert selected(tensor, 1, torch.arange(3)) is tensor
     for ids in ([0, 1], [2, 1, 0]):
-        assert torch.equal(chosen(tensor, 1, torch.tensor(ids)), tensor[:, ids])
-    assert torch.equal(chosen(tensor, 0, torch.tensor([1])), tensor[[1]])
+        assert torch.equal(selected(tensor, 1, torch.tensor(ids)), tensor[:, ids])
+    assert torch.equal(selected(tensor, 0, torch.tensor([1])), tensor[[1]])

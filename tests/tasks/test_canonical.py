@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from semalign.sandbox.program import Program
-from semalign.sandbox.run import Verdict, run
+from semalign.sandbox.run import Judgement, run
 from semalign.tasks import TASKS, read_rows
 
 BENCHMARKS = os.environ.get("SEMALIGN_BENCHMARKS")
@@ -59,7 +59,7 @@ def indented(body: str) -> str:
     return "\n".join(f"    {line}" for line in body.strip().splitlines())
 
 
-def judged(programs: list[Program], timeout_s: float) -> list[Verdict]:
+def judged(programs: list[Program], timeout_s: float) -> list[Judgement]:
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda program: run(program, timeout_s=timeout_s), programs))
 

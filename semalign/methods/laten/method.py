@@ -17,7 +17,7 @@ from semalign.core.pairing import Pair
 from semalign.data.dataset import Dataset
 from semalign.methods.controls import ALIGNMENT, EXTRACTION, without_alignment
 from semalign.methods.inputs import Inputs
-from semalign.methods.laten.neurons import CHUNK, check_size
+from semalign.methods.laten.neurons import PIECE, check_size
 from semalign.methods.laten.transfer import (
     bake,
     labelled_rows,
@@ -121,7 +121,7 @@ class LatenStudent(Artifact):
         """
         student, held = self.student, weights(self.teacher, self.student)
         head = max(self.teacher.shape.head, student.shape.head)
-        located = 2 * WIDE * head + 4 * WIDE * CHUNK
+        located = 2 * WIDE * head + 4 * WIDE * PIECE
         rows = max(self.align.most_supervised(1), self.attribution.most_supervised(1))
         batch = Batch(student, 1, longest)
         trained = (

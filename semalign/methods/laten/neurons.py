@@ -29,7 +29,7 @@ from semalign.methods.laten.trace import (
 from semalign.models.decoder import Decoder, find_decoder
 
 READOUTS = ("correct", "as_coded")
-CHUNK = 2**22  # logits of one piece: 16 MiB in float32, with temporaries at most 64 MiB
+PIECE = 2**22  # logits of one piece: 16 MiB in float32, with temporaries at most 64 MiB
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def neuron_scores(
     before = log_p(start, where)
     scaled_coefficients = coefficients * scales[:, None]
     pieces = []
-    for part in torch.arange(columns.shape[1]).split(max(1, CHUNK // len(lens.head))):
+    for part in torch.arange(columns.shape[1]).split(max(1, PIECE // len(lens.head))):
         among = slice(int(part[0]), int(part[-1]) + 1)
         column_logits = wide(columns[:, among]).to(base).T @ lens.head.T
         rows = [

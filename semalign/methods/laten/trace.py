@@ -133,7 +133,7 @@ def trace(decoder: Decoder, query: Query) -> Trace:
     def stacked(name: str) -> Tensor:
         return torch.stack([seen[index, name] for index in range(len(decoder.layers))])
 
-    from_self = stacked("weight").repeat_interleave(head_size(decoder), dim=1)
+    from_self = stacked("weight").repeat_interleave(width_per_head(decoder), dim=1)
     values = stacked("value")[:, value_rows(decoder, torch.arange(from_self.shape[1]))]
     return Trace(
         target=query.target,
@@ -177,7 +177,7 @@ def output_weight(decoder: Decoder, layer: int, kind: Kind) -> Tensor:
     return projection(decoder, layer, _OUTPUT[kind]).weight
 
 
-def head_size(decoder: Decoder) -> int:
+def width_per_head(decoder: Decoder) -> int:
     return output_weight(decoder, 0, "attn").shape[1] // decoder.base.config.num_attention_heads
 
 
@@ -186,7 +186,7 @@ def value_rows(decoder: Decoder, neurons: Tensor) -> Tensor:
 
     Column n is entry n % hd of query head n // hd, whose value head is n // hd // n_rep.
     """
-    hd = head_size(decoder)
+    hd = width_per_head(decoder)
     repeats = output_weight(decoder, 0, "attn").shape[1] // len(
         projection(decoder, 0, "v_proj").weight
     )

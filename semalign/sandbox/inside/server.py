@@ -39,7 +39,7 @@ _NOSUID, _NODEV = 2, 4  # of mount
 _SCRATCH = b"mode=1777,size=16m,nr_inodes=1k"
 
 
-def serve(settings: dict[str, Any]) -> None:
+def fork_programs(settings: dict[str, Any]) -> None:
     """Start a program whenever its channel and leash arrive, and answer when all of it has ended;
     end with the caller.
     """
