@@ -82,9 +82,9 @@ def main(arguments: list[str]) -> None:
     made = laten.translate_neurons(
         teacher,
         student,
-        train=planned.train.tokens,
-        attribution=planned.attribution.tokens,
-        align=planned.align.tokens,
+        train=planned.train,
+        attribution=planned.attribution,
+        align=planned.align,
         student_to_teacher=shared.student_to_teacher,
         decode=lambda token: tokenizer.decode([token], skip_special_tokens=True),
         task=planned.task,

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from semalign.artifacts.artifact import MANIFEST
 from semalign.artifacts.shards import ShardWriter
-from semalign.data.tokens import Tokens, count_positions
+from semalign.data.dataset import Dataset, Integers
 from semalign.errors import UserError
 from semalign.files import locked, read_json, sha256, write_json, writing
 
@@ -163,25 +164,20 @@ class ActivationStore:
                         f"delete {file.parent} and {self.path / 'manifest.json'} to extract again"
                     )
 
-    def reader(
-        self, column: Column, tokens: Sequence[Tokens], kept: Sequence[Tokens] | None = None
-    ) -> Reader:
+    def reader(self, column: Column, rows: Dataset, kept: Dataset | None = None) -> Reader:
         """Rows of each example of the dataset the store was made from.
 
         `kept`: the same examples, some of them cut short; of these come the rows they still have.
         """
-        rows = [entry["rows"] for entry in self._entries(column)]
-        counts = [count_positions(example.align_positions(self.positions)) for example in tokens]
-        if len(counts) != self.examples or sum(counts) != sum(rows):
+        stored = sum(entry["rows"] for entry in self._entries(column))
+        counts = rows.positions(self.positions)
+        if len(counts) != self.examples or counts.sum() != stored:
             raise UserError(
-                f"{self.path}: column {column} has {sum(rows)} rows, the dataset "
-                f"{sum(counts)} positions"
+                f"{self.path}: column {column} has {stored} rows, the dataset "
+                f"{counts.sum()} positions"
             )
         shards = [self._load(self.shard_path(column, s)) for s in range(self.num_shards)]
-        lengths = [
-            count_positions(example.align_positions(self.positions)) for example in kept or tokens
-        ]
-        return Reader(shards, counts, self.shard_examples, lengths)
+        return Reader(shards, counts, self.shard_examples, (kept or rows).positions(self.positions))
 
     def bytes(self, columns: Iterable[Column]) -> int:
         """Size on disk of the columns' shards."""
@@ -217,24 +213,21 @@ class Reader:
     def __init__(
         self,
         shards: list[torch.Tensor],
-        counts: list[int],
+        counts: Integers,
         shard_examples: int,
-        lengths: list[int] | None = None,
+        lengths: Integers | None = None,
     ) -> None:
         """counts: stored rows of each example; lengths: how many of them to hand out, from the
         first.
         """
-        self._shards = shards
-        self._where: list[tuple[int, int, int]] = []
-        start = 0
-        for index, (count, length) in enumerate(zip(counts, lengths or counts, strict=True)):
-            start = 0 if index % shard_examples == 0 else start
-            self._where.append((index // shard_examples, start, start + length))
-            start += count
+        self._shards, self._shard_examples = shards, shard_examples
+        starts = np.cumsum(counts) - counts
+        self._starts = starts - np.repeat(starts[::shard_examples], shard_examples)[: len(starts)]
+        self._lengths = counts if lengths is None else lengths
 
     def __getitem__(self, example: int) -> torch.Tensor:
-        shard, start, stop = self._where[example]
-        return self._shards[shard][start:stop]
+        start = self._starts[example]
+        return self._shards[example // self._shard_examples][start : start + self._lengths[example]]
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._starts)

@@ -11,8 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import BinaryIO
 
+import numpy as np
 import torch
 
+from semalign.data.dataset import Integers
 from semalign.models.shapes import BYTES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,16 +46,16 @@ class ShardWriter:
                 file.write(part.numpy())
 
 
-@functools.lru_cache(maxsize=64)
-def column_bytes(rows: tuple[int, ...], shard_examples: int, width: int, dtype: str) -> int:
+def column_bytes(rows: Integers, shard_examples: int, width: int, dtype: str) -> int:
     """Of one column on disk, to the byte, with so many rows an example."""
-    size = 0
-    for start in range(0, len(rows), shard_examples):
-        count = sum(rows[start : start + shard_examples])
-        size += len(_header(count, width, dtype)) + count * width * BYTES[dtype]
-    return size
+    counts = (
+        np.add.reduceat(rows, range(0, len(rows), shard_examples)).tolist() if len(rows) else []
+    )
+    headers = sum(len(_header(count, width, dtype)) for count in counts)
+    return headers + sum(counts) * width * BYTES[dtype]
 
 
+@functools.lru_cache(maxsize=4096)
 def _header(count: int, width: int, dtype: str) -> bytes:
     """What comes before the numbers of so many rows."""
     end = count * width * BYTES[dtype]

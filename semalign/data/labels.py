@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from semalign.config.sections import Data
-from semalign.data.tokens import Tokens
+from semalign.data.dataset import Dataset
 from semalign.errors import UserError
 from semalign.tasks import Example
 
@@ -34,12 +34,13 @@ def mislabel(examples: Sequence[Example], data: Data) -> list[Example]:
     return result
 
 
-def hide_labels(tokens: Sequence[Tokens], labelled: int | None) -> list[Tokens]:
+def hide_labels(rows: Dataset, labelled: int | None) -> Dataset:
     """Only the first `labelled` examples keep their answers (None: all do); the others end with
     their prompt, so that no model reads what nobody has labelled.
     """
-    count = len(tokens) if labelled is None else labelled
-    return [
-        example if i < count else replace(example, ids=example.ids[: example.prompt_length])
-        for i, example in enumerate(tokens)
-    ]
+    if labelled is None or labelled >= len(rows):
+        return rows
+    return Dataset(
+        example if i < labelled else replace(example, ids=example.ids[: example.prompt_length])
+        for i, example in enumerate(rows)
+    )

@@ -91,7 +91,7 @@ def _print(plan: Plan) -> None:
         )
     _print_absent(console, inputs.absent)
     console.print(f"vocabulary overlap {inputs.shared.fraction:.2%}")
-    stored = sum(inputs.train.positions(config.extraction.positions))
+    stored = inputs.train.positions(config.extraction.positions).sum()
     console.print(
         f"{len(inputs.train)} training examples, {inputs.train.length} tokens, {stored} stored "
         "positions"

@@ -86,7 +86,7 @@ class SftAll(Method):
             name=f"{config.data.task}-{config.method}",
             student=inputs.student,
             rows=inputs.train,
-            labelled=labelled(config, inputs.train.tokens),
+            labelled=labelled(config, inputs.train),
             adaptation=adaptation(training.adapter, layers, training.lora, config.seed),
             loss=config.loss,
             training=training,

@@ -138,7 +138,7 @@ class Paired(Method):
             name=f"{config.data.task}-{config.method}",
             student=inputs.student,
             rows=inputs.train,
-            labelled=labelled(config, inputs.train.tokens),
+            labelled=labelled(config, inputs.train),
             adaptation=adaptation(
                 config.training.adapter, layers, config.training.lora, config.seed
             ),

@@ -65,7 +65,7 @@ class LayerScores(Artifact):
         [model] = host.models(self.model)
         scores = attribution_scores(
             model,
-            self.rows.tokens,
+            self.rows,
             granularity=self.settings.granularity,
             aggregation=self.settings.aggregation,
             batch_size=self.settings.batch_size,

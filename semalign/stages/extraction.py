@@ -159,7 +159,7 @@ class Activations(Artifact):
             store,
             shard,
             columns,
-            [self.rows.tokens[example] for example in store.shard_of(shard)],
+            [self.rows[example] for example in store.shard_of(shard)],
             batch_tokens=self.extraction.batch_tokens,
         )
 

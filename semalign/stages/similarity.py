@@ -71,7 +71,7 @@ class Similarity(Artifact):
 
     def make(self, folder: Path, host: Host) -> Mapping[str, Json]:
         teacher, student = host.models(self.teacher, self.student)
-        rows = self.teacher_rows.tokens, self.student_rows.tokens
+        rows = self.teacher_rows, self.student_rows
         cka = layer_similarity(teacher, student, *rows, batch_size=_BATCH)
         numbers = "from 0; a row a teacher layer, a column a student layer"
         write_json(folder / _FILE, {"layer_numbers": numbers, "cka": cka})

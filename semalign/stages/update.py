@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from semalign.core.losses import OBJECTIVES
 from semalign.core.pairing import Pair
 from semalign.data.dataset import Dataset
 from semalign.data.labels import hide_labels
-from semalign.data.tokens import Tokens
 from semalign.errors import Diverged
 from semalign.files import making, sha256
 from semalign.models.decoder import Decoder, find_decoder, verify_structure
@@ -153,7 +152,7 @@ class Update(Artifact):
             heads = self.teacher.shape.head
             # both models' logits of the aligned rows, made twice, and the student's gradient
             terms = (loss.gamma > 0) + (loss.alpha > 0 and OBJECTIVES[loss.objective].uses_heads)
-            aligned = sum(rows.positions(self.extraction.positions))
+            aligned = int(rows.positions(self.extraction.positions).sum())
             work += terms * aligned * (4.0 * (heads + shape.head) + 2.0 * shape.head)
         assert self.training.epochs is not None
         return Cost(
@@ -172,7 +171,7 @@ class Update(Artifact):
         batch = Batch(student, examples, rows.longest)
         trained, layers = self.trained_parameters, len(self.adaptation.layers)
         inputs = batch.kept(trained=True) - batch.kept()
-        aligned = examples * max(rows.positions(self.extraction.positions), default=0)
+        aligned = examples * int(rows.positions(self.extraction.positions).max(initial=0))
         terms = cross_entropy(student, rows.most_supervised(examples)) if loss.beta > 0 else 0
         if loss.alpha > 0:
             terms += aligned * WIDE * self._aligned_widths()
@@ -254,7 +253,7 @@ def supervised_student(
     if not reaches_output(update.loss):
         drop_suffix(decoder, layers[-1])
     model.to(device)
-    visible = hide_labels(update.rows.tokens, update.labelled)
+    visible = hide_labels(update.rows, update.labelled)
     source = _Source(update, workspace, visible)
     built = Map.read(workspace.place(update.map)).to(device) if update.map else None
     supervision = Supervision(
@@ -277,12 +276,12 @@ class _Source:
 
     update: Update
     workspace: Workspace
-    visible: Sequence[Tokens]
+    visible: Dataset
 
     def inputs(self, layer: int) -> Any:
         if self.update.prefix is None:
             return None
-        rows = self.update.prefix.rows.tokens
+        rows = self.update.prefix.rows
         visible = hide_labels(rows, self.update.labelled)
         return self._reader(self.update.prefix, Column(layer, "input"), rows, visible)
 
@@ -305,11 +304,9 @@ class _Source:
     def _target(self, column: Column) -> Any:
         """The teacher has as many aligned positions as the student, whatever its ids."""
         assert self.update.targets is not None
-        return self._reader(self.update.targets, column, self.update.rows.tokens, self.visible)
+        return self._reader(self.update.targets, column, self.update.rows, self.visible)
 
-    def _reader(
-        self, stored: Activations, column: Column, rows: Sequence[Tokens], kept: Sequence[Tokens]
-    ) -> Any:
+    def _reader(self, stored: Activations, column: Column, rows: Dataset, kept: Dataset) -> Any:
         return stored.open(self.workspace.place(stored)).reader(column, rows, kept)
 
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from semalign.artifacts.activations import ActivationStore, Column
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 from semalign.files import write_text
 
-TOKENS = [Tokens(str(n), tuple(range(n)), 1) for n in (3, 5, 2, 4, 6)]
+TOKENS = Dataset(Tokens(str(n), tuple(range(n)), 1) for n in (3, 5, 2, 4, 6))
 IDENTITY = {"model": "m", "tokenizer": "t", "dataset": "d", "width": 4}
 SHAPE: dict[str, Any] = {
     "examples": 5,
@@ -69,7 +70,7 @@ def test_rows_come_back_by_example(tmp_path: Path) -> None:
 def test_rows_of_examples_cut_short(tmp_path: Path) -> None:
     """Examples 0, 2 and 3 end earlier now; the rows of all stay where they are."""
     kept = [replace(t, ids=t.ids[:n]) for t, n in zip(TOKENS, (1, 5, 1, 2, 6), strict=True)]
-    reader = filled(tmp_path).reader(COLUMN, TOKENS, kept)
+    reader = filled(tmp_path).reader(COLUMN, TOKENS, Dataset(kept))
     for e, example in enumerate(kept):
         assert reader[e][:, 0].tolist() == [10.0 * e + t for t in range(len(example.ids))]
 
@@ -201,7 +202,7 @@ def test_a_cut_shard_is_one_line(tmp_path: Path) -> None:
 def test_another_dataset_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path)
     with pytest.raises(UserError, match=r"column mlp\.3 has 20 rows, the dataset 14 positions"):
-        store.reader(COLUMN, TOKENS[:4])
+        store.reader(COLUMN, Dataset(TOKENS[:4]))
 
 
 def test_bytes_are_two_a_number(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from semalign import zoo
 from semalign.config.sections import Data
+from semalign.data.dataset import Dataset
 from semalign.data.labels import hide_labels, mislabel
 from semalign.data.tokens import Tokens, fingerprint
 from semalign.errors import UserError
@@ -52,10 +53,10 @@ def test_labels_that_are_all_the_same_cannot_be_wrong() -> None:
 
 
 def test_hidden_labels_are_gone() -> None:
-    tokens = [Tokens(str(n), (1, 2, 3, 4 + n), 2) for n in range(4)]
+    tokens = Dataset(Tokens(str(n), (1, 2, 3, 4 + n), 2) for n in range(4))
     seen = hide_labels(tokens, 2)
     assert seen[:2] == tokens[:2]
     assert [example.ids for example in seen[2:]] == [(1, 2), (1, 2)]
     assert [example.labelled for example in seen] == [True, True, False, False]
-    assert hide_labels(tokens, None) == hide_labels(tokens, 9) == tokens
+    assert hide_labels(tokens, None) is hide_labels(tokens, 9) is tokens
     assert fingerprint(seen) != fingerprint(tokens)

@@ -82,7 +82,7 @@ def update(rows: list[Tokens]) -> Update:
 
 def prefixed(update: Update, workspace: Workspace) -> Update:
     """One layer, its input from a store: the control on the same layer."""
-    rows = update.rows.tokens
+    rows = update.rows
     prefix = stored(workspace, update.student, rows, [Column(1, "input")], Prefix)
     return replace(update, adaptation=LoraAdaptation((1,), Lora(rank=4), 0), prefix=prefix)
 
@@ -93,7 +93,7 @@ def seeking(update: Update, workspace: Workspace, **settings: object) -> Update:
     factors = SensitiveFactors(
         teacher=model(TEACHER),
         student=update.student,
-        rows=Dataset(update.rows.tokens[:4]),  # the family has one tokenizer
+        rows=Dataset(update.rows[:4]),  # the family has one tokenizer
         shared=overlap,
         seeking=Seeking(rank=4, **settings),
     )
@@ -200,13 +200,13 @@ def laten_student(*overrides: str) -> tuple[LatenStudent, Transfer]:
 def test_laten_learns_from_labelled_rows_alone() -> None:
     made, transfer = laten_student("data.labelled_limit=3")
     inputs = transfer.inputs
-    assert made.train.tokens == inputs.train.tokens[:3]
-    assert made.align.tokens == list(inputs.align.tokens)
-    assert fingerprint(made.train.tokens) != fingerprint(inputs.train.tokens)
+    assert made.train.tokens == inputs.train[:3]
+    assert made.align.tokens == list(inputs.align)
+    assert fingerprint(made.train.tokens) != fingerprint(inputs.train)
     assert made.key != laten_student()[0].key
     made, transfer = laten_student("data.labelled_limit=3", "laten.align_split=train")
     inputs = transfer.inputs
-    assert made.train.tokens == made.align.tokens == inputs.train.tokens[:3]
+    assert made.train.tokens == made.align.tokens == inputs.train[:3]
     assert len(inputs.align) == 8
 
 

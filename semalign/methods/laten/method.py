@@ -175,9 +175,9 @@ class LatenStudent(Artifact):
         made = translate_neurons(
             teacher,
             student,
-            train=self.train.tokens,
-            attribution=self.attribution.tokens,
-            align=self.align.tokens,
+            train=self.train,
+            attribution=self.attribution,
+            align=self.align,
             student_to_teacher=self.shared.student_to_teacher,
             decode=lambda token: "" if token in special else tokenizer.decode([token]),
             task=self.task,
@@ -238,7 +238,7 @@ class LatenMethod(Method):
             check_size(find_decoder(found), *shape, who)
 
     def recipe(self, config: Config, inputs: Inputs, pairs: tuple[Pair, ...]) -> Recipe:
-        train, align = labelled_rows(config, inputs.train.tokens, inputs.align.tokens)
+        train, align = labelled_rows(config, inputs.train, inputs.align)
         student = LatenStudent(
             task=config.data.task,
             teacher=inputs.teacher,

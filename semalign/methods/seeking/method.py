@@ -104,7 +104,7 @@ class SensitiveFactors(Artifact):
         factors = seek(
             model,
             self.student.config,
-            self.rows.tokens,
+            self.rows,
             self.seeking,
             (self.shared.student_ids, self.shared.teacher_ids),
             trust_remote_code=self.teacher.trust_remote_code,
@@ -198,7 +198,7 @@ class SeekingMethod(Method):
             name=f"{config.data.task}-{config.method}",
             student=inputs.student,
             rows=inputs.train,
-            labelled=labelled(config, inputs.train.tokens),
+            labelled=labelled(config, inputs.train),
             adaptation=SeekingAdaptation(
                 layers=tuple(range(inputs.student.layers)), factors=factors
             ),
