@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from semalign.artifacts.activations import ActivationStore, Column
 from semalign.artifacts.shards import ShardWriter
+from semalign.data.dataset import Dataset
 from semalign.data.tokens import Tokens
 from semalign.errors import UserError
 from semalign.models.decoder import capture, find_decoder, run_base
@@ -50,7 +51,7 @@ def test_stored_rows_equal_one_by_one(
             run_base(whole, ids, torch.ones_like(ids))
         for column in columns:
             expected = seen[column.layer, column.interface][0, example.align_positions(positions)]
-            torch.testing.assert_close(store.reader(column, tokens)[e], expected)
+            torch.testing.assert_close(store.reader(column, Dataset(tokens))[e], expected)
 
 
 def test_logits_come_back_from_the_stored_final_states(
@@ -64,7 +65,7 @@ def test_logits_come_back_from_the_stored_final_states(
         extract_shard(teacher, store, shard, [column], members, batch_tokens=300)
     store.commit([column])
     head = Head(read_lm_head(str(family["teacher"])), None)
-    reader = store.reader(column, tokens)
+    reader = store.reader(column, Dataset(tokens))
     for e, example in enumerate(tokens):
         with torch.no_grad():
             scores = teacher(torch.tensor([example.ids])).logits[0]
