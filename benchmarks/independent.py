@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from semalign.artifacts.records import Record, shares
 from semalign.config.jobs import EvaluationJob
@@ -79,17 +79,6 @@ def prompt(task: str, row: Row) -> str:
     return f"Question: {row['question']}\n{options}\nAnswer:"
 
 
-class Stopped(StoppingCriteria):
-    """True for each sequence whose answer holds a stop string."""
-
-    def __init__(self, tokenizer: Any, stops: list[str], start: int) -> None:
-        self.tokenizer, self.stops, self.start = tokenizer, stops, start
-
-    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        ends = self.tokenizer.batch_decode(ids[:, max(self.start, ids.shape[1] - 16) :])
-        return torch.tensor([any(stop in end for stop in self.stops) for end in ends])
-
-
 @torch.inference_mode()
 def answers(model: Any, tokenizer: Any, task: str, prompts: list[str]) -> Iterator[tuple[int, Any]]:
     """(index, greedy text up to a stop string, or the four letters' log-probabilities)."""
@@ -97,19 +86,46 @@ def answers(model: Any, tokenizer: Any, task: str, prompts: list[str]) -> Iterat
     for begin in range(0, len(order), BATCH):
         batch = order[begin : begin + BATCH]
         inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True)
+        places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if task == "mmlu":
-            places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
             logits = model(**inputs, position_ids=places, logits_to_keep=1).logits[:, -1]
             letters = [tokenizer(f" {letter}")["input_ids"][-1] for letter in LETTERS]
             yield from zip(batch, logits.log_softmax(-1)[:, letters].tolist(), strict=True)
             continue
-        start = inputs["input_ids"].shape[1]
-        stopped = Stopped(tokenizer, STOPS[task], start)
-        made = model.generate(
-            **inputs, do_sample=False, max_new_tokens=LONGEST, stopping_criteria=[stopped]
-        )
-        texts = tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
-        yield from zip(batch, (cut(text, STOPS[task]) for text in texts), strict=True)
+        for row, ids in written(model, tokenizer, inputs, places, STOPS[task]):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            yield batch[row], cut(text, STOPS[task])
+
+
+def written(
+    model: Any, tokenizer: Any, inputs: Any, places: torch.Tensor, stops: list[str]
+) -> Iterator[tuple[int, list[int]]]:
+    """Each row's new ids, the likeliest one after the other, when EOS, a stop string or the limit
+    ends it; it then leaves the batch.
+    """
+    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache()
+    rows: list[tuple[int, list[int]]] = [(row, []) for row in range(len(ids))]
+    while rows:
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache,
+            logits_to_keep=1,
+        ).logits  # fmt: skip
+        chosen = logits[:, -1].argmax(-1)
+        going = []
+        for place, ((row, made), id_) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+            made.append(id_)
+            end = tokenizer.decode(made[-16:])
+            ended = id_ == tokenizer.eos_token_id or any(stop in end for stop in stops)
+            if ended or len(made) == LONGEST:
+                yield row, made
+            else:
+                going.append(place)
+        rows = [rows[place] for place in going]
+        kept = torch.tensor(going, dtype=torch.long)
+        if len(going) < len(mask):
+            cache.batch_select_indices(kept)
+        ids, places = chosen[kept, None], places[kept, -1:] + 1
+        mask = torch.cat([mask[kept], torch.ones_like(ids)], dim=1)
 
 
 def cut(text: str, stops: list[str]) -> str:
