@@ -35,8 +35,8 @@ $(VENV)/.ready: requirements/cpu.lock pyproject.toml
 demo: setup
 	$(BIN)/python ray_jobs/transfer.py
 
-# Without `make real-packages` the tests of real models are skipped and say so. The last group has limits in
-# seconds: nothing runs beside it.
+# Without `make real-packages` the tests of real models are skipped and say so. The last group has
+# limits in seconds: nothing runs beside it.
 test: setup
 	$(BIN)/python -m pytest $(TWICE) --ignore=tests/engine --ignore=tests/sandbox --ignore=tests/jobs
 	$(BIN)/python -m pytest $(TWICE) tests/engine
