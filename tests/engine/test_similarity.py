@@ -42,7 +42,7 @@ def test_cka_pairs_the_most_similar_layers_and_is_measured_once(
         models = [load_model(path, dtype="float32") for path in (config.teacher, config.student)]
         measure = partial(layer_similarity, *models, batch_size=config.attribution.batch_size)
         expected = torch.tensor(
-            measure(inputs.attribution_teacher.tokens, inputs.attribution.tokens)
+            measure(inputs.attribution_teacher, inputs.attribution)
         )
         found_cka = similarity.read(executor.make(similarity))
     torch.testing.assert_close(torch.tensor(found_cka), expected, atol=1e-5, rtol=0)
