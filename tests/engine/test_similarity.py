@@ -41,9 +41,7 @@ def test_cka_pairs_the_most_similar_layers_and_is_measured_once(
         pairs = prepared.recipe(workspace).pairs
         models = [load_model(path, dtype="float32") for path in (config.teacher, config.student)]
         measure = partial(layer_similarity, *models, batch_size=config.attribution.batch_size)
-        expected = torch.tensor(
-            measure(inputs.attribution_teacher, inputs.attribution)
-        )
+        expected = torch.tensor(measure(inputs.attribution_teacher, inputs.attribution))
         found_cka = similarity.read(executor.make(similarity))
     torch.testing.assert_close(torch.tensor(found_cka), expected, atol=1e-5, rtol=0)
     best = expected.argmax(dim=1).tolist()
