@@ -58,6 +58,7 @@ SHARED: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
+_LONGER = {"training.epochs": "20"}  # or norms after the sublayers hide what is trained
 _PHI = {"training.lora.target_modules": "[qkv_proj,o_proj,gate_up_proj,down_proj]"}
 _GLM = {"training.lora.target_modules": "[v_proj,o_proj,gate_up_proj,down_proj]"}
 _PLAIN = {"training.lora.target_modules": "[v_proj,o_proj]"}
@@ -81,10 +82,10 @@ FAMILIES = {
         ("qwen2", "Qwen2Config", {}, {}),
         ("qwen3", "Qwen3Config", {}, {}),
         ("gemma", "GemmaConfig", {}, {}),
-        ("gemma2", "Gemma2Config", {"query_pre_attn_scalar": 32, **_ALTERNATING}, {}),
-        ("gemma3", "Gemma3TextConfig", {"query_pre_attn_scalar": 32, **_ALTERNATING}, {}),
-        ("olmo2", "Olmo2Config", {}, {}),
-        ("olmo3", "Olmo3Config", _ALTERNATING, {}),
+        ("gemma2", "Gemma2Config", {"query_pre_attn_scalar": 32, **_ALTERNATING}, _LONGER),
+        ("gemma3", "Gemma3TextConfig", {"query_pre_attn_scalar": 32, **_ALTERNATING}, _LONGER),
+        ("olmo2", "Olmo2Config", {}, _LONGER),
+        ("olmo3", "Olmo3Config", _ALTERNATING, _LONGER),
         ("smollm3", "SmolLM3Config", {}, {}),
         ("granite", "GraniteConfig", {}, {}),
         ("exaone4", "Exaone4Config", _ALTERNATING, {}),
@@ -170,8 +171,6 @@ def by_transformers(folder: Path, adapter: Path | None = None) -> list[list[int]
 
 def by_vllm(folder: Path, adapters: Sequence[Path | None]) -> list[list[list[int]]]:
     """Greedy tokens of vLLM with each adapter or none, by one engine; for a process of its own."""
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
     model = Model.open(str(folder), dtype="float32", planned=True)
     requests = [
         GenerationRequest(id=str(n), prompt_ids=tuple(ids), max_tokens=NEW_TOKENS)
@@ -185,8 +184,6 @@ def by_vllm(folder: Path, adapters: Sequence[Path | None]) -> list[list[list[int
         chosen = None if adapter is None else (str(adapter), adapter.parent.name)
         answers = engine.generate(requests, chosen)
         found.append([list(answer.token_ids[0]) for answer in answers])
-    del engine
-    cleanup_dist_env_and_memory()  # the next engine of this process begins anew
     return found
 
 
@@ -231,8 +228,9 @@ def main(names: Sequence[str]) -> None:
     os.environ.update(ENGINE_ENVIRONMENT)
     head = ("family", "student", "with adapter", "merged", "answers changed", "seconds")
     rows = []
-    # vLLM must not share a process with training
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as engines:
+    # vLLM must not share a process with training, nor one engine with the next
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as engines:
         for name in names or FAMILIES:
             rows.append(measure(name, engines))
             print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
