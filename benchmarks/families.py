@@ -33,6 +33,7 @@ from semalign.artifacts.artifact import Workspace
 from semalign.artifacts.local import LocalExecutor, Timer
 from semalign.config.read import resolve
 from semalign.config.sections import Evaluation
+from semalign.engine.limits import check_engines
 from semalign.engine.transfer import make
 from semalign.engine.vllm_engine import ENGINE_ENVIRONMENT, Engine, lora_room
 from semalign.methods import Transfer
@@ -58,9 +59,12 @@ SHARED: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
+# larger embeddings, which are also the head, would repeat the last token whatever is trained
+_GEMMA = {**_ALTERNATING, "query_pre_attn_scalar": 32, "initializer_range": 0.02}
 _LONGER = {"training.epochs": "20"}  # or norms after the sublayers hide what is trained
 _PHI = {"training.lora.target_modules": "[qkv_proj,o_proj,gate_up_proj,down_proj]"}
-_GLM = {"training.lora.target_modules": "[v_proj,o_proj,gate_up_proj,down_proj]"}
+_GLM = {"training.lora.target_modules": "[v_proj,o_proj,down_proj]"}
+_GLM_MERGED = {"training.lora.target_modules": "[v_proj,o_proj,gate_up_proj,down_proj]"}
 _PLAIN = {"training.lora.target_modules": "[v_proj,o_proj]"}
 
 
@@ -82,8 +86,8 @@ FAMILIES = {
         ("qwen2", "Qwen2Config", {}, {}),
         ("qwen3", "Qwen3Config", {}, {}),
         ("gemma", "GemmaConfig", {}, {}),
-        ("gemma2", "Gemma2Config", {"query_pre_attn_scalar": 32, **_ALTERNATING}, _LONGER),
-        ("gemma3", "Gemma3TextConfig", {"query_pre_attn_scalar": 32, **_ALTERNATING}, _LONGER),
+        ("gemma2", "Gemma2Config", _GEMMA, _LONGER),
+        ("gemma3", "Gemma3TextConfig", _GEMMA, _LONGER),
         ("olmo2", "Olmo2Config", {}, _LONGER),
         ("olmo3", "Olmo3Config", _ALTERNATING, _LONGER),
         ("smollm3", "SmolLM3Config", {}, {}),
@@ -101,6 +105,7 @@ REFUSED = {
     "granite, scaled": Family("GraniteConfig", {"residual_multiplier": 0.2}, {}),
     "gpt-neox": Family("GPTNeoXConfig", {}, {}),
     "phi3, paper's targets": Family("Phi3Config", {}, {}),
+    "glm4, gate and up in one": Family("Glm4Config", {"partial_rotary_factor": 0.5}, _GLM_MERGED),
     "mixtral, paper's targets": Family("MixtralConfig", {"num_local_experts": 4}, {}),
 }
 
@@ -218,7 +223,7 @@ def refusal(family: Family) -> str:
     """The line in which the plan refuses it."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            prepare(family, Path(scratch), planned=True)
+            check_engines([prepare(family, Path(scratch), planned=True)])
         except ValueError as error:
             return str(error).replace(scratch, "")
     return "accepted"

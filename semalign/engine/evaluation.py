@@ -13,9 +13,9 @@ from semalign.artifacts.records import Record, item_scores, read_records, shares
 from semalign.config.sections import Evaluation as Settings
 from semalign.core.statistics import Score, score
 from semalign.data.root import check_splits, scored_examples
-from semalign.engine.limits import check_engine
+from semalign.engine.limits import check_engine, check_targets
 from semalign.errors import UserError
-from semalign.models.peft_folder import LARGEST_RANK, adapter_rank, check_adapter
+from semalign.models.peft_folder import LARGEST_RANK, adapter_config, adapter_rank, check_adapter
 from semalign.stages.judged import Candidate, Records, Served, Unit
 from semalign.stages.questions import check_questions
 from semalign.stages.references import check_references
@@ -130,6 +130,9 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
         check_engine(model, settings)
         if candidate.adapter:
             check_adapter(candidate.adapter, model.path, trust_remote_code=model.trust_remote_code)
+            targets = adapter_config(candidate.adapter)["target_modules"]
+            if not isinstance(targets, str):  # a pattern's modules are those that it names
+                check_targets(model, targets, f"adapter {candidate.adapter}")
             if (rank := adapter_rank(candidate.adapter)) > LARGEST_RANK:
                 raise UserError(
                     f"adapter {candidate.adapter}: rank {rank}; vLLM serves at most {LARGEST_RANK}"

@@ -15,7 +15,11 @@ from semalign.stages.scoring import GenerationRequest
 if TYPE_CHECKING:  # an engine's process needs no methods
     from semalign.methods.method import Transfer
 
+TARGETS = "training.lora.target_modules"
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on CPUs
+# Projections that some checkpoints have as one matrix: vLLM expects adapters on their parts, but of
+# models of these types.
+MERGED, SERVED_MERGED = ("gate_up_proj", "qkv_proj"), ("phi3",)
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # what vLLM accepts
 
 
@@ -43,15 +47,33 @@ def check_engine(model: Model, settings: Evaluation) -> None:
 
 
 def check_engines(transfers: Iterable[Transfer]) -> None:
-    """`check_engine` of both models of every transfer, each once."""
-    checked: set[tuple[str, str]] = set()
+    """`check_engine` of both models of every transfer, each once, and `check_targets`."""
+    from semalign.methods.method import used_settings
+
+    checked: set[tuple[object, ...]] = set()
     for transfer in transfers:
-        settings = transfer.config.evaluation
+        config, student = transfer.config, transfer.inputs.student
+        settings, training = config.evaluation, config.training
+        adapted = student.path, config.method, training.adapter, training.lora.target_modules
+        if adapted not in checked and training.adapter == "lora":
+            check_targets(student, used_settings(config).get(TARGETS, ()), TARGETS)
+        checked.add(adapted)
         for model in (transfer.inputs.student, transfer.inputs.teacher):
             key = model.path, settings.model_dump_json()
             if key not in checked:
                 check_engine(model, settings)
             checked.add(key)
+
+
+def check_targets(model: Model, targets: Iterable[str], what: str) -> None:
+    """Raise UserError, which names `what`, for a module on which vLLM serves no adapter."""
+    kind = model.config.model_type
+    merged = {name.rpartition(".")[2] for name in targets} & set(MERGED)
+    if merged and kind not in SERVED_MERGED:
+        raise UserError(
+            f"{what}: vLLM serves no adapter on {', '.join(sorted(merged))} of {kind} models "
+            f"('{model.path}'), which hold it as one matrix; expected other modules"
+        )
 
 
 def head_size(config: Any) -> int:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from semalign import zoo
 from semalign.config.jobs import EvaluationJob
 from semalign.config.read import resolve
-from semalign.engine.limits import CPU_HEADS, LORA_RANKS
+from semalign.engine.limits import CPU_HEADS, LORA_RANKS, MERGED, SERVED_MERGED
 from semalign.engine.planning import show_plan
 from semalign.engine.scoring import show_evaluation_plan
 from semalign.errors import UserError
@@ -123,3 +123,12 @@ def test_the_limits_are_those_of_vllm() -> None:
         if line.startswith("MaxLoRARanks")
     )
     assert set(LORA_RANKS) <= set(ast.literal_eval(line.partition("Literal")[2]))
+    for kind in (*SERVED_MERGED, "glm4"):
+        tree = ast.parse((package / f"model_executor/models/{kind}.py").read_text())
+        [parts] = [
+            ast.literal_eval(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and ast.unparse(node.targets) == "packed_modules_mapping"
+        ]
+        assert [parts[name] == [name] for name in MERGED] == [kind in SERVED_MERGED] * len(MERGED)
