@@ -96,9 +96,10 @@ FAMILIES = {
         ("seed-oss", "SeedOssConfig", {}, {}),
         ("phi3", "Phi3Config", {}, _PHI),
         ("glm4", "Glm4Config", {"partial_rotary_factor": 0.5}, _GLM),
-        ("mixtral", "MixtralConfig", {"num_local_experts": 4}, _PLAIN),
     )
 }
+# On CPUs vLLM has no adapters of these.
+ON_GPUS = {"mixtral": Family("MixtralConfig", {"num_local_experts": 4}, _PLAIN)}
 # Refused by the plan: what transformers and vLLM both serve, and why not here.
 REFUSED = {
     "cohere": Family("CohereConfig", {}, {}),
@@ -107,6 +108,7 @@ REFUSED = {
     "phi3, paper's targets": Family("Phi3Config", {}, {}),
     "glm4, gate and up in one": Family("Glm4Config", {"partial_rotary_factor": 0.5}, _GLM_MERGED),
     "mixtral, paper's targets": Family("MixtralConfig", {"num_local_experts": 4}, {}),
+    "mixtral, an adapter on a CPU": ON_GPUS["mixtral"],
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # an engine's process needs no methods
 
 TARGETS = "training.lora.target_modules"
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on CPUs
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # Projections that some checkpoints have as one matrix: vLLM expects adapters on their parts, but of
 # models of these types.
 MERGED, SERVED_MERGED = ("gate_up_proj", "qkv_proj"), ("phi3",)
@@ -56,7 +57,7 @@ def check_engines(transfers: Iterable[Transfer]) -> None:
         settings, training = config.evaluation, config.training
         adapted = student.path, config.method, training.adapter, training.lora.target_modules
         if adapted not in checked and training.adapter == "lora":
-            check_targets(student, used_settings(config).get(TARGETS, ()), TARGETS)
+            check_targets(student, used_settings(config).get(TARGETS, ()), settings, TARGETS)
         checked.add(adapted)
         for model in (transfer.inputs.student, transfer.inputs.teacher):
             key = model.path, settings.model_dump_json()
@@ -65,9 +66,17 @@ def check_engines(transfers: Iterable[Transfer]) -> None:
             checked.add(key)
 
 
-def check_targets(model: Model, targets: Iterable[str], what: str) -> None:
-    """Raise UserError, which names `what`, for a module on which vLLM serves no adapter."""
-    kind = model.config.model_type
+def check_targets(model: Model, targets: Iterable[str], settings: Evaluation, what: str) -> None:
+    """Raise UserError, which names `what`, where vLLM serves no adapter on these modules: merged
+    projections, and on CPUs any module of a model with experts.
+    """
+    kind, targets = model.config.model_type, tuple(targets)
+    experts = any((getattr(model.config, name, None) or 0) > 1 for name in EXPERTS)
+    if targets and experts and settings.num_gpus == 0:
+        raise UserError(
+            f"{what}: vLLM on CPUs serves no adapter of a model with experts ('{model.path}'); "
+            "expected evaluation.num_gpus=1, or a merged model (training.adapter=full)"
+        )
     merged = {name.rpartition(".")[2] for name in targets} & set(MERGED)
     if merged and kind not in SERVED_MERGED:
         raise UserError(

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.families import FAMILIES, REFUSED, refusal, transferred
+from benchmarks.families import FAMILIES, ON_GPUS, REFUSED, refusal, transferred
 from semalign.models.adapters import load_adapter
 from semalign.models.loading import load_model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *ON_GPUS])
 def test_a_family_is_attributed_extracted_trained_and_merged(name: str, tmp_path: Path) -> None:
-    student, adapter, merged = transferred(FAMILIES[name], tmp_path)
+    student, adapter, merged = transferred({**FAMILIES, **ON_GPUS}[name], tmp_path)
     ids = torch.arange(3, 90)[None]
     with torch.no_grad():
         plain = load_model(student)(input_ids=ids).logits
