@@ -130,9 +130,9 @@ def check(candidates: Sequence[Candidate], settings: Settings, *, root: Path, wo
         check_engine(model, settings)
         if candidate.adapter:
             check_adapter(candidate.adapter, model.path, trust_remote_code=model.trust_remote_code)
-            targets = adapter_config(candidate.adapter)["target_modules"]
-            if not isinstance(targets, str):  # a pattern's modules are those that it names
-                check_targets(model, targets, settings, f"adapter {candidate.adapter}")
+            given = adapter_config(candidate.adapter).get("target_modules") or ()
+            targets = (given,) if isinstance(given, str) else given  # a pattern, or names
+            check_targets(model, targets, settings, f"adapter {candidate.adapter}")
             if (rank := adapter_rank(candidate.adapter)) > LARGEST_RANK:
                 raise UserError(
                     f"adapter {candidate.adapter}: rank {rank}; vLLM serves at most {LARGEST_RANK}"

@@ -55,10 +55,10 @@ def check_engines(transfers: Iterable[Transfer]) -> None:
     for transfer in transfers:
         config, student = transfer.config, transfer.inputs.student
         settings, training = config.evaluation, config.training
-        adapted = student.path, config.method, training.adapter, training.lora.target_modules
-        if adapted not in checked and training.adapter == "lora":
+        given = student.path, config.method, training.lora.target_modules, settings.num_gpus
+        if training.adapter == "lora" and given not in checked:
             check_targets(student, used_settings(config).get(TARGETS, ()), settings, TARGETS)
-        checked.add(adapted)
+            checked.add(given)
         for model in (transfer.inputs.student, transfer.inputs.teacher):
             key = model.path, settings.model_dump_json()
             if key not in checked:
